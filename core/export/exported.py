@@ -8,6 +8,8 @@ from typing import Any
 from ecoflap.core.contracts.answers import is_count, is_text, shown
 from ecoflap.core.contracts.records import Check, Exported, StoredTensor
 from ecoflap.core.errors import EcoflapError
+from ecoflap.core.record.manifest import MANIFEST
+from ecoflap.core.sealing.sums import SUMS
 
 
 def check_exported(written: Any, folder: Path, exporter: str) -> Exported:
@@ -27,12 +29,17 @@ def check_exported(written: Any, folder: Path, exporter: str) -> Exported:
         f"exporter is."
         for name in _WANTED
         for item in _items(getattr(written, name))
-        if not _WANTED[name][1](item)
+        if not (_WANTED[name][1](item) and (name == "dense_bytes" or isinstance(getattr(written, name), tuple)))
+    ]
+    problems += [
+        f"the exporter {exporter} names {file.name}, which is ours to write beside an export: name its file otherwise."
+        for file in (written.files if not problems else ())
+        if file.parent == folder and file.name in (MANIFEST, SUMS)
     ]
     problems += [
         f"the exporter {exporter} names {shown(str(file))}, which is no file of the folder that it was given."
         for file in (written.files if not problems else ())
-        if not (file.is_relative_to(folder) and file.is_file())
+        if not (file.is_relative_to(folder) and file.is_file() and not file.is_symlink())
     ]
     if problems:
         raise EcoflapError(*problems)

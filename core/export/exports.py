@@ -15,12 +15,18 @@ from ecoflap.core.errors import FormatError, RunError
 from ecoflap.core.export.exported import check_exported
 from ecoflap.core.export.surroundings import is_weights
 from ecoflap.core.export.write_manifest import RunOrigin, deflated_share, describe_files, write_manifest
+from ecoflap.core.guards.left_as_given import left_as_given
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.manifest import MANIFEST, Manifest, ManifestFile, ManifestRun, read_manifest
 from ecoflap.core.sealing.sealed_text import write_sealed_json
 from ecoflap.core.sealing.sums import write_sums
 from ecoflap.core.sealing.validation import read_validated
+
+_CURE = (
+    "Other exports are written of the same model. Have it work on a copy: "
+    "{name: tensor.half() for name, tensor in pruned.model.state_dict().items()} and not pruned.model.half()"
+)
 
 
 class ExportRecord(BaseModel):
@@ -97,7 +103,9 @@ def export(
     """
     _refuse_folder(record_of(folder, name))
     with whole_folder(folder / name) as inside:
-        with blaming(f"the exporter {part.use}"), explained(folder / name, inside):
+        who = f"the exporter {part.use}"
+        left = left_as_given(who, pruned.model, _CURE, is_on_disk=pruned.offloaded)
+        with left, blaming(who), explained(folder / name, inside):
             answered = part.built(pruned, inside)
         written = check_exported(answered, inside, part.use)
         # Hashed once: manifest, list and record say the same of a file that may be larger than memory.

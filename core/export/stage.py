@@ -9,6 +9,7 @@ from ecoflap.core.contracts.records import Provenance
 from ecoflap.core.errors import EcoflapError, RunError
 from ecoflap.core.export.exports import export, export_names, is_exported, origin_of, weight_bytes
 from ecoflap.core.export.surroundings import is_weights
+from ecoflap.core.guards.left_as_given import ChangedModelError
 from ecoflap.core.planning.plan import Plan
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import Recipe
@@ -48,9 +49,17 @@ def export_all(
             with log.stage(f"export {name}"):
                 for sentence in export(folder.exports, name, specs[name], pruned, origin):
                     log.note(f"{specs[name].use}: {sentence}")
+        except ChangedModelError as error:
+            return {**refused, name: error, **_not_begun(folder, name, names[names.index(name) + 1 :])}
         except EcoflapError as error:
             refused[name] = error
     return refused
+
+
+def _not_begun(folder: RunFolder, changing: str, behind: Iterable[str]) -> dict[str, EcoflapError]:
+    """Say of exports why they are not written: an exporter before them has changed the model in memory."""
+    said = f"it was not begun, for {changing} before it has changed the model in memory; `{folder.command}` writes it"
+    return {name: RunError(said) for name in behind}
 
 
 def ended_by(folder: RunFolder, recipe: Recipe, refused: Mapping[str, EcoflapError]) -> RunError:

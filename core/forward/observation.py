@@ -14,12 +14,12 @@ from torch import Tensor
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.protocols import GradientStatistic
 from ecoflap.core.contracts.records import PADDING, Statistics
-from ecoflap.core.contracts.untouched import writes
 from ecoflap.core.errors import ModelError, NotFiniteError
 from ecoflap.core.forward.block_gradient import add_gradients, with_gradients
 from ecoflap.core.forward.capture import Picked
 from ecoflap.core.forward.placement import map_tensors
 from ecoflap.core.forward.walk import BlockWatch, Finished
+from ecoflap.core.guards.untouched import writes
 from ecoflap.core.model.anatomy import Block, Layer
 from ecoflap.core.ranks.ranks import Ranks
 from ecoflap.core.ranks.shares import owners

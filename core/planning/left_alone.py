@@ -1,53 +1,63 @@
 """Holds a scorer to leaving the weights as they were: scores that come after, masks and measures would be of others."""
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from zlib import crc32
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ecoflap.core.errors import ModelError
+from ecoflap.core.errors import ModelError, first_of
+from ecoflap.core.guards.left_as_given import model_watched
 from ecoflap.core.model.anatomy import Layer
 from ecoflap.core.planning.scores import folder_of
 from ecoflap.core.ranks.ranks import Ranks
 from ecoflap.core.sealing.sealed import flat
 
+_CURE = (
+    "Have it move weights within `with replay.perturbed(layer, delta):`, after which they are the same bits again, or "
+    "put a copy back; and take its hooks off: handle.remove(). Its scores are not kept; a model in memory has to be "
+    "loaded anew"
+)
+
 
 @contextmanager
 def left_alone(
     scorer: str,
+    model: nn.Module,
     layers: Sequence[Layer],
+    others: Mapping[str, Tensor],
     path: Path,
     ranks: Ranks,
     refuse_changed: Callable[[Ranks], None],
 ) -> Iterator[None]:
-    """Refuse a scorer behind which a layer's weights are not, bit for bit, what they were before it was asked.
+    """Refuse a scorer behind which a model is not, bit for bit and hook for hook, what it was before it was asked.
 
-    Meanwhile it may write to them: it is looked at when all is done, by a checksum of each parameter. PyTorch's own
-    count of writes would tell less, for it knows nothing of ``weight.data``, and what is put back is no change.
+    Meanwhile it may write to layers: they are looked at when all is done, by a checksum of each parameter. PyTorch's
+    own count of writes would tell less, for it knows nothing of ``weight.data``, and what is put back is no change.
 
+    :param others: Tensors of the model besides, by name; those that are layers' are not looked at again.
     :param path: The file of its scores, which is deleted then: a run that goes on would take them for good ones.
     :param refuse_changed: Raises where files that weights are mapped from have changed: then it was not the scorer.
-    :raises ModelError: With the first layer that differs.
+    :raises ModelError: With what differs.
     """
-    before = _checksums(layers)
+    before, of_layers = _checksums(layers), {id(layer.parameter) for layer in layers}
+    besides = {name: one for name, one in others.items() if id(one) not in of_layers}
+    changed_since = model_watched(model, besides)
     yield
-    found = [name for name, checksum in _checksums(layers).items() if checksum != before[name]]
-    changed = [name for some in ranks.gather(found) for name in some]
-    if not changed:
+    written = [name for name, checksum in _checksums(layers).items() if checksum != before[name]]
+    found = [*(f"{name} was written into" for name in written), *changed_since()]
+    changes = list(dict.fromkeys(change for some in ranks.gather(found) for change in some))
+    if not changes:
         return
     refuse_changed(ranks)
     ranks.at_first(lambda: path.unlink(missing_ok=True))
     ranks.at_first(lambda: shutil.rmtree(folder_of(path), ignore_errors=True))
-    others = f" and of {len(set(changed)) - 1} other layers" if len(set(changed)) > 1 else ""
     raise ModelError(
-        f"the scorer {scorer} has left the weights of {changed[0]}{others} other than they were, so that all that "
-        f"comes after it would be of another model. Have it move them within `with replay.perturbed(layer, delta):`, "
-        f"after which they are the same bits again, or put a copy back. Its scores are not kept; a model in memory has "
-        f"to be loaded anew"
+        f"the scorer {scorer} has left the model otherwise than it was given, so that all that comes after it would be "
+        f"of another one: {first_of(changes, 3)}. {_CURE}"
     )
 
 

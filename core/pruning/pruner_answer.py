@@ -15,9 +15,9 @@ from ecoflap.core.contracts.answers import shown
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.protocols import Pruner
 from ecoflap.core.contracts.records import LayerPlace, Mended, Pruned, Statistics
-from ecoflap.core.contracts.untouched import untouched
 from ecoflap.core.errors import EcoflapError, ModelError
 from ecoflap.core.forward.noise import seed_for, seeded
+from ecoflap.core.guards.untouched import untouched
 from ecoflap.core.planning.plan import PlannedLayer
 from ecoflap.core.recipe.part_spec import PartSpec
 

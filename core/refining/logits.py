@@ -14,8 +14,8 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 from torch.nn import functional
 
-from ecoflap.core.contracts.untouched import writes
 from ecoflap.core.errors import ModelError
+from ecoflap.core.guards.untouched import writes
 
 CrossEntropy = Callable[..., Tensor]
 Divergence = Callable[[Tensor, Tensor], Tensor]

@@ -9,14 +9,18 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ecoflap.core.contracts.untouched import unwritten
 from ecoflap.core.disk.on_disk import lies_on_disk, matrix_on_disk, on_disk, zeros_on_disk
 from ecoflap.core.errors import ModelError, first_of
 from ecoflap.core.forward.placement import Placement, requiring_grad, tensors_of
+from ecoflap.core.guards.module_form import form_kept
+from ecoflap.core.guards.untouched import unwritten
 from ecoflap.core.model.anatomy import Layer
-from ecoflap.core.refining.module_form import form_kept
 
 _CURE = "Have it train view.parameters alone: of nothing else is stored what it becomes"
+_CURE_OF_FORM = (
+    "What it does there is neither undone nor saved, and what comes behind would be judged by it. Have it train "
+    "view.parameters in place, as by parameter.data.copy_(…), and take all else back before it returns: handle.remove()"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +137,7 @@ class TrainedWeights:
         assert self._module is not None
         forms = [(one.data.dtype, one.data.shape) for one in self.parameters]
         looked_at = {**self._others, **shown}
-        with unwritten(who, looked_at, _CURE, counting=False), form_kept(who, self._module):
+        with unwritten(who, looked_at, _CURE, counting=False), form_kept(who, self._module, _CURE_OF_FORM):
             yield
         if forms != [(one.data.dtype, one.data.shape) for one in self.parameters]:
             raise ModelError(f"{who} has given a parameter another type or shape: it may change its numbers alone")

@@ -13,11 +13,12 @@ from torch import nn
 from ecoflap.core.budget.counts import Pattern
 from ecoflap.core.contracts.blame import PartError, blaming
 from ecoflap.core.contracts.records import Batch, Granularity
-from ecoflap.core.contracts.untouched import modes_put_back, unwritten
 from ecoflap.core.disk.whole_files import whole_folder
 from ecoflap.core.disk.write_errors import explained
 from ecoflap.core.errors import FormatError, ModelError
 from ecoflap.core.forward.placement import outside_held
+from ecoflap.core.guards.left_as_given import left_as_given, saved_tensors
+from ecoflap.core.guards.untouched import modes_put_back
 from ecoflap.core.model.anatomy import Block, Layer
 from ecoflap.core.planning.emptied import emptied
 from ecoflap.core.planning.left_alone import left_alone
@@ -40,6 +41,8 @@ from ecoflap.core.run.run_state import RunState
 from ecoflap.core.run.spare_memory import spare_for_pruning, spare_for_scoring
 from ecoflap.core.sealing.sums import write_sums
 
+_CURE = "Have it put back what it changes, hooks too, or work on a copy. A run that goes on reads the model anew"
+
 
 def evaluate(state: RunState, stage: str, model: nn.Module) -> None:
     """Let each evaluator that has not done so look at a model.
@@ -51,23 +54,12 @@ def evaluate(state: RunState, stage: str, model: nn.Module) -> None:
     for evaluation in state.to_evaluate(stage):
         if stage == "dense" and state.ranks.first(partial(_take_over_evaluation, state, evaluation)):
             continue
-        left = _left_as_it_was(evaluation.evaluator.use, model, state.model.stays_on_disk)
+        who = f"the evaluator {evaluation.evaluator.use}"
+        left = left_as_given(who, model, _CURE, is_on_disk=state.model.stays_on_disk)
         with left, state.log.stage(f"evaluate {stage}"), torch.no_grad(), state.model.running():
             note = state.log.note_of(evaluation.evaluator.use)
             adapter, refuse_changed = state.prepared.adapter, state.model.refuse_changed
             evaluation.run(folder.evaluations, stage, model, adapter, note, state.ranks, refuse_changed)
-
-
-@contextmanager
-def _left_as_it_was(evaluator: str, model: nn.Module, is_on_disk: bool) -> Iterator[None]:
-    """Refuse an evaluator that has changed a weight, which is exported next, and put back modes of the model's.
-
-    :param is_on_disk: Whether weights stay in their files, which nobody writes to, and are not read for this.
-    """
-    given = {} if is_on_disk else dict(model.named_parameters())
-    cure = "Have it put back what it changes, or work on a copy. A run that goes on reads the model anew"
-    with modes_put_back(model), unwritten(f"the evaluator {evaluator}", given, cure, counting=False):
-        yield
 
 
 def _take_over_evaluation(state: RunState, evaluation: Evaluation) -> bool:
@@ -185,8 +177,10 @@ def _scored(state: RunState, batches: Sequence[Batch], layers: Sequence[tuple[Bl
     data = state.recipe.score_calibration if keys.scorer.options.data else None
     spare = spare_for_scoring(state.prepared)
     path, emit, refuse_changed = state.folder.scores, state.log.emit, state.model.refuse_changed
-    alone = left_alone(keys.scorer.use, [layer for _, layer in layers], path, ranks, refuse_changed)
-    with alone, modes_put_back(state.model.get()), state.replay(batches, data, dtype, ranks, spare) as replay:
+    model, scored = state.model.get(), [layer for _, layer in layers]
+    others = {} if state.model.stays_on_disk else saved_tensors(model)
+    alone = left_alone(keys.scorer.use, model, scored, others, path, ranks, refuse_changed)
+    with alone, modes_put_back(model), state.replay(batches, data, dtype, ranks, spare) as replay:
         return score_layers(keys.scorer, keys.aggregate, replay, layers, path, emit, refuse_changed)
 
 

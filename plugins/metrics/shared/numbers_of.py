@@ -9,8 +9,8 @@ from ecoflap.core.budget.select import is_finite
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.protocols import Metric
 from ecoflap.core.contracts.records import Statistics
-from ecoflap.core.contracts.untouched import untouched
 from ecoflap.core.errors import ModelError
+from ecoflap.core.guards.untouched import untouched
 from ecoflap.core.pruning.pruner_answer import of_another_kind
 
 

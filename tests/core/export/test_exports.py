@@ -179,3 +179,58 @@ def test_a_record_that_is_damaged_is_named(write, tmp_path):
     (tmp_path / "writer.json").write_bytes(raw[: len(raw) // 2])
     with pytest.raises(FormatError, match=r"writer\.json.* Restore it; or delete it, and the run exports that again"):
         weight_bytes(tmp_path, "writer")
+
+
+@dataclass
+class Says(Writer):
+    """Writes as it should, and says something else."""
+
+    def __call__(self, pruned, folder):
+        return SAID[self.letter](folder, super().__call__(pruned, folder))
+
+
+def _exported(files, notes=()):
+    """What an author may give, which the types that tests check would refuse before it is looked at."""
+    given = object.__new__(Exported)
+    for name, value in {"files": files, "tensors": (), "checks": (), "dense_bytes": None, "notes": notes}.items():
+        object.__setattr__(given, name, value)
+    return given
+
+
+def _writing(name):
+    def say(folder, written):
+        (folder / name).write_text("mine")
+        return Exported((*written.files, folder / name))
+
+    return say
+
+
+def _linked(folder, written):
+    (folder / "linked").symlink_to("/etc/hostname")
+    return Exported((folder / "linked",))
+
+
+SAID = {
+    "a path": lambda folder, written: _exported(folder / "weights.bin"),
+    "a text": lambda folder, written: _exported(written.files, notes="one note"),
+    "a manifest": _writing("manifest.json"),
+    "sums": _writing("SHA256SUMS"),
+    "a link": _linked,
+}
+
+
+@pytest.mark.parametrize(
+    ("letter", "told"),
+    [
+        ("a path", r"returned files with PosixPath\(.*: files is a tuple of paths"),
+        ("a text", r"returned notes with 'one note': notes is a tuple of sentences"),
+        ("a manifest", r"names manifest\.json, which is ours to write beside an export: name its file otherwise"),
+        ("sums", r"names SHA256SUMS, which is ours to write"),
+        ("a link", r"names '.*linked', which is no file of the folder"),
+    ],
+)
+def test_an_exporter_that_says_something_else_is_told_what_is_wanted(tmp_path, letter, told):
+    spec = PartSpec("exporter", "writer", {"letter": letter}, Says)
+    with pytest.raises(EcoflapError, match=rf"the exporter writer {told}"):
+        export(tmp_path, "writer", spec, PRUNED)
+    assert not (tmp_path / "writer").exists()

@@ -140,3 +140,39 @@ def test_an_export_knows_the_same_of_the_run_before_and_after_its_report(refused
     before, after = given
     assert before.measures == after.measures == done.report.measures.model_dump()
     assert (before.towers, before.fingerprint) == (after.towers, after.fingerprint)
+
+
+HALVES = {
+    "and writes": lambda pruned: pruned.model.half(),
+    "and is refused": lambda pruned: pruned.model.half().no_such_thing,
+    "or leaves a hook": lambda pruned: pruned.model.register_forward_hook(lambda module, given, output: None),
+}
+
+
+@pytest.mark.parametrize("how", HALVES)
+def test_an_exporter_that_changes_the_model_is_refused_and_none_behind_it_writes_that(
+    plain, letters, monkeypatch, tmp_path, how
+):
+    import letters_plugin
+
+    own = letters_plugin.Letters.__call__
+
+    def change(self, pruned, folder):
+        HALVES[how](pruned)
+        return own(self, pruned, folder)
+
+    recipe = plain(export=["safetensors", {"use": "letters", "letter": "e"}, "hugging_face"])
+    with monkeypatch.context() as changed:
+        changed.setattr(letters_plugin.Letters, "__call__", change)
+        with pytest.raises(RunError) as told:
+            ecoflap.run(recipe, folder=tmp_path / "run", registry=letters)
+    assert any("letters has left the model, which others look at next, otherwise" in one for one in told.value.problems)
+    assert "export hugging_face: it was not begun, for letters before it" in told.value.problems[-1]
+    assert {path.name for path in (tmp_path / "run" / "exports").iterdir() if path.is_dir()} == {"safetensors"}
+    done = ecoflap.run(recipe, folder=tmp_path / "run", registry=letters)
+    whole = ecoflap.run(recipe, folder=tmp_path / "whole", registry=letters)
+    ours, theirs = (
+        {name: contents for name, (contents, _) in _exported(folder).items() if name.endswith(".safetensors")}
+        for folder in (done.folder, whole.folder)
+    )
+    assert ours == theirs

@@ -56,12 +56,44 @@ class PutsBack(Shrinks):
 def test_it_is_named_with_the_first_layer_and_a_run_that_goes_on_asks_it_again(plain, tmp_path, scorer, first):
     recipe = plain(score=scorer, evaluate=None, export=None)
     for _ in range(2):
-        said = (
-            rf"the scorer \S+{scorer.__name__} has left the weights of model\.\S*{first}\.weight\b.* replay\.perturbed"
-        )
+        said = rf"the scorer \S+{scorer.__name__} has left the .*: model\.\S*{first}\.weight was .* replay\.perturbed"
         with pytest.raises(ModelError, match=said):
             ecoflap.run(recipe, folder=tmp_path / "run")
         assert not (tmp_path / "run" / "scores.jsonl").exists()
+
+
+class LeavesAHook(Shrinks):
+    """Looks at what a block gives, and forgets to take its hook off, which clamps."""
+
+    def __call__(self, replay, layers):
+        replay.model.model.layers[1].register_forward_hook(lambda module, given, output: output.clamp(-1, 1))
+        yield from ((layer.name, 1.0 + number) for number, layer in enumerate(layers))
+
+
+class ScalesANorm(Shrinks):
+    """Changes a weight that no scorer is given."""
+
+    def __call__(self, replay, layers):
+        replay.model.model.norm.weight.data.mul_(1.5)
+        yield from ((layer.name, 1.0 + number) for number, layer in enumerate(layers))
+
+
+@pytest.mark.parametrize(
+    ("scorer", "said"),
+    [
+        (LeavesAHook, r"a forward hook was left on model\.layers\.1\."),
+        (ScalesANorm, r"model\.norm\.weight was written into\."),
+    ],
+)
+def test_what_is_no_layer_is_to_be_left_alone_too(plain, tmp_path, scorer, said):
+    """A run that was cut off behind the scores would go on with another model than one that was not."""
+    float32 = {
+        "source": plain()["model"],
+        "dtype": "float32",
+    }  # otherwise norms are copies in it, which go by themselves
+    with pytest.raises(ModelError, match=rf"{scorer.__name__} has left the model otherwise .*: {said}"):
+        ecoflap.run(plain(score=scorer, evaluate=None, export=None, model=float32), folder=tmp_path / "run")
+    assert not (tmp_path / "run" / "scores.jsonl").exists()
 
 
 class Trains:
@@ -105,7 +137,7 @@ class TakesAway(Shrinks):
 
 def test_a_layer_that_has_no_numbers_any_more_is_named(plain, tmp_path):
     recipe = plain(score=TakesAway, evaluate=None, export=None)
-    with pytest.raises(ModelError, match=r"TakesAway has left the weights of model\.layers\.0\.self_attn\.q_proj"):
+    with pytest.raises(ModelError, match=r"TakesAway has left the model .*: model\.layers\.0\.self_attn\.q_proj"):
         ecoflap.run(recipe, folder=tmp_path / "run")
 
 

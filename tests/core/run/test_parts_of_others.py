@@ -139,17 +139,30 @@ class Meddles:
             model.model.norm.weight.data.mul_(1.5)
         elif self.what == "type":
             model.half()
+        elif self.what == "hook":
+            model.model.layers[0].mlp.register_forward_hook(lambda module, given, output: 2 * output)
+        elif self.what == "gradients":
+            model.requires_grad_(False)
         else:
             model.train()
         return {"nothing": Measure(0.0, n=1, standard_error=0.0, unit="samples")}
 
 
-@pytest.mark.parametrize("what", ["norm", "type"])
-def test_an_evaluator_that_changes_the_model_is_refused(plain, tmp_path, what):
-    with pytest.raises(ModelError, match=r"^the evaluator .*Meddles wrote into model\..*, which it is given to"):
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("norm", r"model\.norm\.weight was written into"),
+        ("type", r"model\.\S+ was written into, .* and \d+ more"),
+        ("hook", r"a forward hook was left on model\.layers\.0\.mlp"),
+    ],
+)
+def test_an_evaluator_that_changes_the_model_is_refused(plain, tmp_path, what, said):
+    with pytest.raises(ModelError, match=rf"^the evaluator .*Meddles has left the model, .* than it was given: {said}"):
         ecoflap.run(plain(evaluate={"use": Meddles, "what": what}), folder=tmp_path / "run")
 
 
-def test_a_model_that_an_evaluator_leaves_in_training_is_put_back(plain, tmp_path):
-    run = ecoflap.run(plain(evaluate={"use": Meddles, "what": "mode"}), folder=tmp_path / "run")
+@pytest.mark.parametrize("what", ["mode", "gradients"])
+def test_modes_that_an_evaluator_leaves_are_put_back(plain, tmp_path, what):
+    run = ecoflap.run(plain(evaluate={"use": Meddles, "what": what}), folder=tmp_path / "run")
     assert not any(module.training for module in run.model.modules())
+    assert all(parameter.requires_grad for parameter in run.model.parameters())

@@ -1,6 +1,6 @@
-"""Holds a refiner to leaving a module as it was given, but for the numbers of its weights."""
+"""Holds a part to leaving a module as it was given, but for the numbers of its weights."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from inspect import getattr_static
 from typing import Any, NamedTuple
@@ -22,11 +22,6 @@ _HOOKS = {
 }
 """Where torch keeps the hooks of modules and tensors, and what a message calls each."""
 
-_CURE = (
-    "What it does there is neither undone nor saved, and what comes behind would be judged by it. Have it train "
-    "view.parameters in place, as by parameter.data.copy_(…), and take all else back before it returns: handle.remove()"
-)
-
 
 class _Fact(NamedTuple):
     """Names what is told of a module.
@@ -42,17 +37,24 @@ class _Fact(NamedTuple):
 
 
 @contextmanager
-def form_kept(who: str, module: nn.Module) -> Iterator[None]:
+def form_kept(who: str, module: nn.Module, cure: str) -> Iterator[None]:
     """Refuse what puts other tensors or modules into a module, or leaves hooks or modes that were not there.
 
-    :param who: The refiner, for the message.
+    :param who: The part, for the message.
+    :param cure: What its author is to do instead.
     :raises ModelError: With what is other than it was.
     """
-    before = _form_of(module)
+    changed_since = form_watched(module)
     yield
-    changes = list(dict.fromkeys(_changes(before, _form_of(module))))
+    changes = changed_since()
     if changes:
-        raise ModelError(f"{who} left its module otherwise than it was given: {first_of(changes, 3)}. {_CURE}")
+        raise ModelError(f"{who} left its module otherwise than it was given: {first_of(changes, 3)}. {cure}")
+
+
+def form_watched(module: nn.Module) -> Callable[[], list[str]]:
+    """Look at what a module is, and give what says later what is other than it was."""
+    before = _form_of(module)
+    return lambda: list(dict.fromkeys(_changes(before, _form_of(module))))
 
 
 def _form_of(module: nn.Module) -> dict[_Fact, Any]:
@@ -60,7 +62,7 @@ def _form_of(module: nn.Module) -> dict[_Fact, Any]:
     form: dict[_Fact, Any] = {}
     for path, one in module.named_modules():
         form |= {_Fact(path, "training"): one.training, _Fact(path, "forward"): _forward_of(one), **_hooks(path, one)}
-        for name, inside in {**one._modules, **one._parameters, **_saved_buffers(one)}.items():
+        for name, inside in {**one._modules, **one._parameters, **saved_buffers(one)}.items():
             name = f"{path}.{name}" if path else name
             form[_Fact(name)] = inside
             if isinstance(inside, nn.Parameter):
@@ -89,7 +91,7 @@ def _sentence(fact: _Fact, was: bool, is_there: bool, value: object) -> str:
     return f"{name} is another {next((word for kind, word in kinds.items() if isinstance(value, kind)), 'function')}"
 
 
-def _saved_buffers(module: nn.Module) -> dict[str, Tensor | None]:
+def saved_buffers(module: nn.Module) -> dict[str, Tensor | None]:
     """Give the buffers that are saved with a model. Others its forward may make anew, as angles for longer texts."""
     return {name: one for name, one in module._buffers.items() if name not in module._non_persistent_buffers_set}
 

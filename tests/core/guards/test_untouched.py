@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from ecoflap.core.contracts.records import Statistics
-from ecoflap.core.contracts.untouched import untouched
 from ecoflap.core.errors import ModelError
+from ecoflap.core.guards.untouched import untouched
 
 
 class Sum:

@@ -1,6 +1,6 @@
 """Holds a part to leaving alone what it is given to look at, which is the model's own or shared with other layers."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -45,28 +45,38 @@ def unwritten(who: str, given: Mapping[str, Tensor], cure: str, *, counting: boo
     :param counting: Whether a write that has left every bit as it was is one, as PyTorch counts: a model's forward may
         clamp a parameter of its own.
     """
-    before = [(name, tensor, _seen(tensor, counting)) for name, tensor in given.items()]
+    written_since = watched(given, counting=counting)
     yield
-    written = [name for name, tensor, seen in before if not _is_same(seen, _seen(tensor, counting))]
+    written = written_since()
     if written:
         raise ModelError(
             f"{who} wrote into {first_of(written, 3)}, which it is given to look at, and others look at next. {cure}"
         )
 
 
+def watched(given: Mapping[str, Tensor], *, counting: bool) -> Callable[[], list[str]]:
+    """Look at tensors, and give what says later which of them have been written to."""
+    before = [(name, tensor, _seen(tensor, counting)) for name, tensor in given.items()]
+    return lambda: [name for name, tensor, seen in before if not _is_same(seen, _seen(tensor, counting))]
+
+
 @contextmanager
 def modes_put_back(model: nn.Module) -> Iterator[None]:
-    """Put back behind a part which of a model's modules train, and whether torch follows gradients.
+    """Put back behind a part which of a model's modules train and which parameters want gradients, and whether torch
+    follows gradients.
 
     A module that trains drops some of what it gives, so that masks would depend on who had looked at the model before.
     """
     modes = [(module, module.training) for module in model.modules()]
+    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     with torch.set_grad_enabled(torch.is_grad_enabled()):
         try:
             yield
         finally:
             for module, mode in modes:
                 module.training = mode
+            for parameter, is_wanted in wanted:
+                parameter.requires_grad = is_wanted
 
 
 def _seen(tensor: Tensor, counting: bool) -> tuple[Any, Tensor]:

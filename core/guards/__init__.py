@@ -1,0 +1,1 @@
+"""Holds a part to leaving what it is given to look at as it was."""
