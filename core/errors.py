@@ -79,8 +79,11 @@ def cut(text: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """Write what somebody else's error says on one line; empty where it says nothing."""
-    return " ".join(str(error).split())
+    """Write what somebody else's error says on one line; empty where it says nothing, or raises what it should say."""
+    try:
+        return " ".join(str(error).split())
+    except Exception:
+        return ""
 
 
 def first_of(names: Sequence[str], most: int) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ecoflap.core.contracts.answers import shown
 from ecoflap.core.disk.paths import from_here
 from ecoflap.core.errors import FormatError, KernelError, one_line
 from ecoflap.core.kernel import library_file
@@ -49,10 +50,15 @@ def load_session(
     :param options: An ``onnxruntime.SessionOptions`` for this session alone: the weights are added to it.
     :return: An ``onnxruntime.InferenceSession``.
     :raises FormatError: Where a weight is damaged, or the file is no ONNX model that onnxruntime takes.
-    :raises KernelError: Where the library is there and cannot be used, or ``ECOFLAP_KERNEL`` names no path that can.
+    :raises KernelError: Where the library is there and cannot be used, ``ECOFLAP_KERNEL`` names no path that can, or
+        ``options`` are none of onnxruntime's.
     """
     runtime = needed("onnxruntime")
     options = runtime.SessionOptions() if options is None else options
+    if not isinstance(options, runtime.SessionOptions):
+        raise KernelError(f"options is {shown(options)}; give an onnxruntime.SessionOptions that has them")
+    if not isinstance(path, str | os.PathLike):
+        raise FormatError(f"the path of a model is wanted, and not {shown(path)}: the weights may lie beside it")
     # What was read of the file is let go before onnxruntime reads it; what was decoded stays until it has been copied.
     model, _weights = _prepared(runtime, from_here(path), options)
     try:
@@ -103,14 +109,15 @@ def _decoded(runtime: Any, source: Opened, found: Sequence[Packed], options: Any
     return source.proto.SerializeToString(), list(weights.values())
 
 
-def library() -> Path:
-    """Give the library of kernels, whose operators a session takes by ``SessionOptions.register_custom_ops_library``.
+def library() -> str:
+    """Give the path of the library of kernels, for ``SessionOptions.register_custom_ops_library``, by which a session
+    takes its operators.
 
     :raises KernelError: Where there is none, or it is for another CPU, of another version or cut off.
     """
     if isinstance(reason := library_file.opened_at(library_file.LIBRARY_FILE), str):
         raise KernelError(reason)
-    return library_file.LIBRARY_FILE
+    return str(library_file.LIBRARY_FILE)
 
 
 def densify(path: str | os.PathLike[str], target: str | os.PathLike[str]) -> Path:
@@ -127,7 +134,7 @@ def densify(path: str | os.PathLike[str], target: str | os.PathLike[str]) -> Pat
 def _register(options: Any) -> None:
     file = library()
     try:
-        options.register_custom_ops_library(str(file))
+        options.register_custom_ops_library(file)
     except Exception as error:  # onnxruntime has a dozen classes of its own, with no common base
         raise KernelError(f"{file} cannot be used by onnxruntime: {error}. Install ecoflap again") from error
 

@@ -218,7 +218,6 @@ def _write(folder: Path, rank: int, corrections: Mapping[str, Correction]) -> No
 
 def _exported(folder: Path, corrections: Mapping[str, Correction], left_out: list[str]) -> Exported:
     """Describe what was written."""
-    size = (folder / WEIGHTS).stat().st_size
     left = sum(one.left for one in corrections.values()) / len(corrections)
     notes = [f"of the squared error of a layer's outputs on the calibration data {left:.0%} is left, on average"]
     few = {name: one.few for name, one in corrections.items() if one.few}
@@ -228,7 +227,7 @@ def _exported(folder: Path, corrections: Mapping[str, Correction], left_out: lis
         notes.append(f"{some(left_out)}: no torch.nn.Linear that a token reached, and left as pruned")
     tensors = tuple(_stored(name, one) for name, one in corrections.items())
     check = Check(WEIGHTS, "adapter", "safetensors", 0.0, 0.0)
-    return Exported((folder / CONFIG, folder / WEIGHTS), tensors, (check,), size, tuple(notes))
+    return Exported((folder / CONFIG, folder / WEIGHTS), tensors, (check,), None, tuple(notes))
 
 
 def _stored(name: str, one: Correction) -> StoredTensor:

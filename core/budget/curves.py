@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import isfinite
+from typing import Any
 
 from ecoflap.core.errors import EcoflapError
 
@@ -28,6 +29,10 @@ class Curve:
     notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
+        for name in ("levels", "rises"):
+            object.__setattr__(self, name, _numbers(name, getattr(self, name)))
+        if not isinstance(self.notes, tuple) or not all(isinstance(note, str) for note in self.notes):
+            raise CurveError(f"notes are {self.notes!r}; they are a tuple of sentences")
         check_levels(self.levels)
         if len(self.rises) != len(self.levels):
             raise CurveError(f"a curve has {len(self.levels)} levels and {len(self.rises)} rises; each level has one")
@@ -60,6 +65,14 @@ class Curve:
         return ", ".join(
             f"{rise:.4g} at {100 * level:g} %" for level, rise in zip(self.levels, self.rises, strict=True)
         )
+
+
+def _numbers(name: str, given: Any) -> tuple[float, ...]:
+    """Give numbers, of whatever holds them, as a curve keeps them."""
+    try:
+        return tuple(map(float, given))
+    except (TypeError, ValueError) as error:
+        raise CurveError(f"{name} are {given!r}; they are numbers") from error
 
 
 def check_levels(levels: Sequence[float]) -> None:

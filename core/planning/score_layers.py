@@ -179,8 +179,9 @@ def _checked(
 
 def _checked_numbers(who: str, score: Any, shape: tuple[int, int] | None) -> Float32[Tensor, "out in"]:
     """Give numbers of single weights in float32 on the CPU, if there is one for each and an allocator can use them."""
-    if not isinstance(score, Tensor) or tuple(score.shape) != shape or not score.is_floating_point():
-        found = f"{score.dtype} of {tuple(score.shape)}" if isinstance(score, Tensor) else shown(score)
+    is_tensor = isinstance(score, Tensor) and not score.is_nested and score.layout is torch.strided
+    if not isinstance(score, Tensor) or not is_tensor or tuple(score.shape) != shape or not score.is_floating_point():
+        found = f"{score.dtype} of {tuple(score.shape)}" if is_tensor else shown(score)
         raise ModelError(f"{who} {found}; it has to give one floating-point number for each weight, {shape} here")
     numbers = score.detach().to("cpu", torch.float32).contiguous()
     wrong = ~(numbers.isfinite() & (numbers >= 0))

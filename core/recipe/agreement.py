@@ -22,8 +22,9 @@ def note_disagreements(reader: KeyReader, fields: Mapping[str, Any]) -> None:
         if allocate is not FAILED and allocate.use != EVEN_ALLOCATOR:
             reader.problems.add(("allocate",), f"{fixed}, so nothing can be allocated. Remove allocate:.")
     elif score is None and allocate is not FAILED and allocate.options.takes is not None:
-        known = ", ".join(reader.parts.registry.choices("scorer"))
-        reader.problems.add(("allocate",), f"{allocate.use} looks at scores; add score:. Known scorers: {known}.")
+        options = allocate.options
+        fit = ", ".join(options.scorers) or _that_fit(reader, "scorer", "gives", options.takes)
+        reader.problems.add(("allocate",), f"{allocate.use} looks at scores; add score:. Scorers that fit: {fit}.")
     elif isinstance(score, dict) and score["scorer"] is not FAILED and allocate is not FAILED:
         _note_other_kind(reader, score["scorer"], allocate)
         _note_other_scorer(reader, score["scorer"], allocate)

@@ -9,6 +9,7 @@ from pydantic_core import to_jsonable_python
 
 from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.kinds import KINDS
+from ecoflap.core.registry.nested_values import in_order
 
 
 @dataclass(frozen=True)
@@ -75,4 +76,4 @@ def _plain(value: Any) -> Any:
         return value.plain()
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    return to_jsonable_python(value)
+    return to_jsonable_python(in_order(value))

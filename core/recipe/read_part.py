@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import date
 from math import isfinite
@@ -21,6 +21,7 @@ from ecoflap.core.contracts.conformance import contract_problems, factory_proble
 from ecoflap.core.disk.paths import PathError, recordable
 from ecoflap.core.errors import EcoflapError, RegistryError, one_line
 from ecoflap.core.recipe.part_spec import PartSpec
+from ecoflap.core.registry.nested_values import changed_inside, leaves, unread
 from ecoflap.core.registry.parameters import Parameter, code_name, parameters_of
 from ecoflap.core.registry.registry import ON_TRUST, Registry
 from ecoflap.core.text.problems import Problems
@@ -148,29 +149,31 @@ class PartReader:
 
     def _parameter(self, parameter: Parameter, given: Mapping[str, Any], path: KeyPath, use: str) -> dict[str, Any]:
         """Read one parameter as a mapping from its name; empty where it is wrong, or a default no recipe can write."""
-        inside = (*path, parameter.name)
+        at = (*path, parameter.name)
         if parameter.name not in given:
             if parameter.required:
                 self.problems.add(path, f"{use} needs {parameter.name}:, which is missing.")
                 return {}
-            return self._default(parameter, inside)
+            return self._default(parameter, at)
         value = given[parameter.name]
         if parameter.part is not None:
-            return {parameter.name: self._parts(parameter, value, inside)}
+            return {parameter.name: self._parts(parameter, value, at)}
         try:
-            read = self._absolute(parameter.read(value), inside)
+            read = self._absolute(parameter.read(value), at)
+            if not self._is_read_whole(value, read, at):
+                return {}
             if not _is_finite(read):
-                self.problems.add(inside, f"should be finite, not {described(read)}: no report holds an infinity.")
+                self.problems.add(at, f"should be finite, not {described(read)}: no report holds an infinity.")
             elif not _fits(read):
-                self.problems.add(inside, f"should be a whole number of at most 64 bits, not {described(read)}.")
+                self.problems.add(at, f"should be a whole number of at most 64 bits, not {described(read)}.")
             else:
                 return {parameter.name: read}
         except ValidationError as error:
-            self.problems.add_invalid(inside, error)
+            self.problems.add_invalid(at, error)
         except (PydanticUserError, PydanticSerializationError) as error:
-            self.problems.add(inside, f"cannot be given in a recipe: {str(error).splitlines()[0]}")
+            self.problems.add(at, f"cannot be given in a recipe: {str(error).splitlines()[0]}")
         except PathError as error:
-            self.problems.add(inside, f"{error}.")
+            self.problems.add(at, f"{error}.")
         return {}
 
     def _default(self, parameter: Parameter, path: KeyPath) -> dict[str, Any]:
@@ -181,7 +184,7 @@ class PartReader:
             value = silent._parts(parameter, default, path)
             return {} if len(silent.problems) else {parameter.name: value}
         try:
-            read = _absolute_in(Path.cwd(), parameter.read(default))
+            read = changed_inside(parameter.read(default), lambda item, _: _absolute_in(Path.cwd(), item))
             return {parameter.name: read} if _is_finite(read) else {}
         except (ValidationError, PydanticUserError, PydanticSerializationError, PathError):
             return {}
@@ -199,9 +202,16 @@ class PartReader:
         return parameter.many([self.check(kind, item, (*path, index)) for index, item in enumerate(value)])
 
     def _absolute(self, value: Any, path: KeyPath) -> Any:
-        if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
-            return type(value)(self._absolute(item, (*path, index)) for index, item in enumerate(value))
-        return _absolute_in(self.problems.document.where(path).folder, value)
+        """Take each path in a value relative to the file that writes it."""
+        where = self.problems.document.where
+        return changed_inside(value, lambda item, at: _absolute_in(where((*path, *at)).folder, item))
+
+    def _is_read_whole(self, written: Any, read: Any, path: KeyPath) -> bool:
+        """Say whether all that is written inside of a parameter has gone into it; note what has not."""
+        found = list(unread(written, read))
+        for one in found:
+            self.problems.add_unknown_keys((*path, *one.path), one.keys, one.known)
+        return not found
 
     def _builds(self, part: PartSpec, given: Mapping[str, Any], path: KeyPath) -> bool:
         """Build it, and note where its own code refuses the values or where it breaks its kind's contract."""
@@ -272,21 +282,12 @@ def _takes(parameter: Parameter | None, value: Any) -> bool:
 
 def _is_finite(value: Any) -> bool:
     """Say whether no number in a value is NaN or infinite, which JSON and so a report cannot hold."""
-    return all(isfinite(one) for one in _inside(value) if isinstance(one, float))
+    return all(isfinite(one) for one in leaves(value) if isinstance(one, float))
 
 
 def _fits(value: Any) -> bool:
     """Say whether no whole number in a value is larger than those of 64 bits, with which libraries compute."""
-    return all(abs(one) <= LARGEST for one in _inside(value) if isinstance(one, int))
-
-
-def _inside(value: Any) -> Iterator[Any]:
-    """Yield what a value holds at any depth; itself where it holds nothing."""
-    if isinstance(value, (Mapping, list, tuple)):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _inside(item)
-    else:
-        yield value
+    return all(abs(one) <= LARGEST for one in leaves(value) if isinstance(one, int))
 
 
 def _absolute_in(folder: Path, value: Any) -> Any:

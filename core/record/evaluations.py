@@ -24,6 +24,7 @@ from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.record.remembered import DENSE, open_remembered, take_over_remembered, write_remembered
 from ecoflap.core.record.report import RecordedMeasure
+from ecoflap.core.registry.nested_values import leaves
 from ecoflap.core.sealing.sealed_lines import append_line, read_lines
 from ecoflap.core.sealing.validation import wrong_places
 
@@ -227,8 +228,8 @@ def digests(part: PartSpec, inside: tuple[str, ...] = ()) -> dict[str, str]:
         for number, item in enumerate(value if isinstance(value, list | tuple) else (value,)):
             if isinstance(item, PartSpec):
                 found |= digests(item, (*inside, name, *([str(number)] if number else [])))
-            elif isinstance(item, Path):
-                found[str(item)] = _digest(_files_of(item))
+            else:
+                found |= {str(one): _digest(_files_of(one)) for one in leaves(item) if isinstance(one, Path)}
     return found
 
 

@@ -150,7 +150,7 @@ def default_name(recipe: Recipe | Mapping[str, Any] | str | Path, set_: Sequence
 def carry_out(state: RunState) -> Run:
     """Do every stage that is not done yet, and tell observers how it went."""
     here, code = versions(_used(state)), code_of_parts(_used(state))
-    check_same(state.ranks, state.recipe, here, code)
+    check_same(state.ranks, state.recipe, state.folder.path, here, code)
     check_same_device(state.ranks, state.model.device)
     check_sendable(state.ranks, state.prepared.pruners)
     state.ranks.first(partial(_claim, state))

@@ -1,6 +1,7 @@
 """The processes of one run have to do the same, on the same model and data and by the same code."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from pickle import PicklingError
 from typing import Any
 
@@ -17,20 +18,25 @@ _OF_THE_FIRST = ("reuse", "model.config")
 """Keys that the first process alone reads, or a plan."""
 
 
-def check_same(ranks: Ranks, recipe: Recipe, versions: Mapping[str, str], code: Mapping[str, PartCode]) -> None:
-    """Refuse processes that were given different recipes, or that have other versions of libraries or other code.
+def check_same(
+    ranks: Ranks, recipe: Recipe, folder: Path, versions: Mapping[str, str], code: Mapping[str, PartCode]
+) -> None:
+    """Refuse processes that were given different recipes or folders, or that have other versions or other code.
 
+    :param folder: That of the run, into which the first writes and from which all may read.
     :param versions: Those of this process.
     :param code: That of their own parts.
     :raises RunError: With the ranks and what differs.
     """
-    first, *others = ranks.gather((recipe.plain(), dict(versions), dict(code)))
+    first, *others = ranks.gather((recipe.plain(), dict(versions), dict(code), str(folder.absolute())))
     problems = []
     for rank, own in enumerate(others, 1):
         # A run may go on with other measures, or the weights elsewhere, but all of its processes take part in each.
         problems += [f"rank {rank} has another recipe: {one}" for one in differences(first[0], own[0], _OF_THE_FIRST)]
         problems += [f"rank {rank} has {one}" for one in _other_versions(first[1], own[1])]
         problems += [f"rank {rank} has {one}" for one in _other_code(first[2], own[2])]
+        if own[3] != first[3]:
+            problems.append(f"rank {rank} has another folder: {first[3]} vs {own[3]}")
     _refuse(problems, "rank 0's vs its own")
 
 

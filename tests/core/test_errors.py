@@ -16,3 +16,11 @@ def test_what_an_error_of_somebody_else_says_is_a_line():
     assert one_line(ValueError("  two\n\tlines \r\n")) == "two lines"
     assert one_line(KeyError("a")) == "'a'"
     assert one_line(ValueError()) == ""
+
+
+def test_an_error_that_cannot_say_what_it_is_says_nothing():
+    class Broken(ValueError):
+        def __str__(self):
+            raise KeyError("also broken")
+
+    assert one_line(Broken()) == ""

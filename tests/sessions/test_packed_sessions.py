@@ -421,3 +421,9 @@ def test_matrices_are_put_into_huge_pages(tmp_path):
     assert max(gained) > packed.stat().st_size * 3 // 4
     session, expected = sessions[-1], run(plain(dense), 3)
     np.testing.assert_allclose(run(session, 3), expected, rtol=1e-3, atol=1e-6 * abs(expected).max())
+
+
+def test_options_that_are_none_are_told(tmp_path):
+    path, _ = saved(tmp_path)
+    with pytest.raises(KernelError, match=r"options is \{'threads': 1\}; give an onnxruntime\.SessionOptions"):
+        load_session(path, options={"threads": 1})

@@ -1,6 +1,8 @@
 """Curves: what is none, how they add up, and how they read."""
 
+import numpy as np
 import pytest
+import torch
 
 from ecoflap import Curve, EcoflapError
 
@@ -39,3 +41,33 @@ def test_the_nearest_level(sparsity, rise):
 
 def test_how_a_curve_reads():
     assert str(Curve((0.4, 0.65), (0.0123456, 2.0))) == "0.01235 at 40 %, 2 at 65 %"
+
+
+def of_any_types(**keys):
+    """A curve of what an author may give it, which the types that tests check would refuse before it does."""
+    curve = object.__new__(Curve)
+    for name, value in {"levels": (0.25, 0.5), "rises": (1.0, 2.0), "notes": (), **keys}.items():
+        object.__setattr__(curve, name, value)
+    curve.__post_init__()
+    return curve
+
+
+@pytest.mark.parametrize("made", [list, np.array, tuple, torch.tensor])
+def test_numbers_come_in_whatever_holds_them(made):
+    curve = of_any_types(levels=made([0.25, 0.5]), rises=made([1.0, 2.0]))
+    assert curve == Curve((0.25, 0.5), (1.0, 2.0))
+    assert hash(curve) == hash(Curve((0.25, 0.5), (1.0, 2.0)))
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"levels": 0.5}, r"levels are 0\.5; they are numbers"),
+        ({"rises": (1.0, "much")}, r"rises are \(1\.0, 'much'\); they are numbers"),
+        ({"notes": "a note"}, r"notes are 'a note'; they are a tuple of sentences"),
+        ({"notes": (1,)}, r"notes are \(1,\); they are a tuple of sentences"),
+    ],
+)
+def test_what_is_no_curve_is_told(keys, told):
+    with pytest.raises(EcoflapError, match=told):
+        of_any_types(**keys)

@@ -278,6 +278,7 @@ def one_wrong(value):
         ),
         (torch.ones(16), r"torch\.float32 of \(16,\); it has to give"),
         (torch.ones(4, 4, dtype=torch.int64), r"torch\.int64 of \(4, 4\); it has to give"),
+        (torch.ones(4, 4).to_sparse(), r"tensor\(.* it has to give one floating-point number for each weight, "),
         (1.0, r"1\.0; it has to give one floating-point number for each weight, \(4, 4\) here"),
     ],
 )

@@ -404,13 +404,23 @@ class Second(Ranks):
         return [self._first, mine]
 
 
+RUN = str(Path("run").absolute())
+
+
+def test_a_folder_is_to_be_the_same_in_all(plain):
+    """Each reads from its own what the first has written into its."""
+    recipe = parse_recipe(plain(), registry=load_registry())
+    with pytest.raises(RunError, match=r"rank 1 has another folder: \S+run vs /other/run\b"):
+        check_same(Second((recipe.plain(), {}, {}, RUN)), recipe, Path("/other/run"), {}, {})
+
+
 def test_a_source_may_lie_elsewhere(plain):
     recipe = parse_recipe(plain(), registry=load_registry())
-    ranks = Second((recipe.plain(), {}, {"part": PartCode("/a/part.py", "0" * 64)}))
-    check_same(ranks, recipe, {}, {"part": PartCode("/b/part.py", "0" * 64)})
+    ranks = Second((recipe.plain(), {}, {"part": PartCode("/a/part.py", "0" * 64)}, RUN))
+    check_same(ranks, recipe, Path("run"), {}, {"part": PartCode("/b/part.py", "0" * 64)})
     said = r"another source of part, .*: /a/part\.py of SHA-256 000000000000 vs no file of SHA-256 none"
     with pytest.raises(RunError, match=said):
-        check_same(ranks, recipe, {}, {})
+        check_same(ranks, recipe, Path("run"), {}, {})
 
 
 @pytest.mark.parametrize(
@@ -427,10 +437,10 @@ def test_what_a_run_may_go_on_with_otherwise_is_to_be_the_same_in_all_of_its_pro
     """Each would measure its own share of other data, or wait for what another never reads."""
     registry = load_registry()
     first = parse_recipe(plain(), registry=registry)
-    ranks = Second((first.plain(), {}, {}))
-    check_same(ranks, first, {}, {})
+    ranks = Second((first.plain(), {}, {}, RUN))
+    check_same(ranks, first, Path("run"), {}, {})
     with pytest.raises(RunError, match=f"rank 1 has another recipe: {told} "):
-        check_same(ranks, parse_recipe(plain(), set_=[own], registry=registry), {}, {})
+        check_same(ranks, parse_recipe(plain(), set_=[own], registry=registry), Path("run"), {}, {})
 
 
 def test_other_data_are_named_with_their_rank(recipes, tmp_path, monkeypatch):

@@ -269,7 +269,7 @@ def test_data_is_wanted_only_where_it_is_looked_at(told, parse):
 
 
 def test_scores_are_wanted_where_they_are_looked_at(told):
-    assert "r.yaml:5:11: allocate: ecoflap looks at scores; add score:. Known scorers: from_run" in told(
+    assert "r.yaml:5:11: allocate: ecoflap looks at scores; add score:. Scorers that fit: from_run" in told(
         SMALL + "allocate: ecoflap"
     )
 

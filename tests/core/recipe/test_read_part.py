@@ -1,12 +1,16 @@
 """A part is read once, and what breaks its kind's contract is refused where the recipe has it."""
 
-from dataclasses import dataclass
+import json
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 import pytest
 
 from ecoflap.core.errors import EcoflapError
-from ecoflap.core.recipe.load import parse_recipe
+from ecoflap.core.recipe.load import load_recipe, parse_recipe
+from ecoflap.core.record.evaluations import digests
 
 
 class Scores:
@@ -151,3 +155,55 @@ def test_a_part_whose_code_raises_is_named_with_the_line(registry):
     said = r"score: .*Explodes: the scorer raised KeyError: 'layers'\. It happened in test_read_part\.py:\d+, "
     with pytest.raises(EcoflapError, match=said):
         parse_recipe(recipe, registry=registry)
+
+
+@dataclass(frozen=True)
+class Own:
+    """What a parameter may be: a class of somebody's own."""
+
+    file: Path | None = None
+    width: int = 1
+
+
+@dataclass(frozen=True)
+class Nested(Scores):
+    """A scorer with parameters that hold others."""
+
+    own: Own = Own()
+    by_name: dict[str, Path] = field(default_factory=dict)
+    names: frozenset[str] = frozenset()
+
+
+def read(registry, folder, **parameters):
+    file = folder / "r.yaml"
+    score = json.dumps({"use": f"{__name__}:Nested", **parameters})
+    file.write_text(f"version: 1\nmodel: m\nsparsity: 0.5\nprune: magnitude\nscore: {score}\n")
+    return load_recipe(file, registry=registry)
+
+
+@pytest.fixture
+def importing(registry, monkeypatch):
+    """The registry, for which this file is a module that a recipe may name."""
+    monkeypatch.setitem(sys.modules, __name__, sys.modules[Nested.__module__])
+    return replace(registry, allow_code=True)
+
+
+def test_a_path_inside_of_a_parameter_is_relative_to_the_file_too(importing, tmp_path):
+    part = read(importing, tmp_path, own={"file": "a.txt"}, by_name={"x": "b.txt", "y": "/c.txt"}).score.scorer
+    assert part.built.own.file == tmp_path / "a.txt"
+    assert part.built.by_name == {"x": tmp_path / "b.txt", "y": Path("/c.txt")}
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "b.txt").write_text("two")
+    assert {str(tmp_path / "a.txt"), str(tmp_path / "b.txt")} <= digests(part).keys()
+
+
+def test_a_key_inside_of_a_parameter_that_nothing_reads_is_named(importing, tmp_path):
+    with pytest.raises(
+        EcoflapError, match=r"r\.yaml:5:.*: score\.own\.widht: unknown key 'widht'. Did you mean"
+    ):
+        read(importing, tmp_path, own={"widht": 3})
+
+
+def test_a_set_is_recorded_in_one_order(importing, tmp_path):
+    names = [f"name{number}" for number in range(30)]
+    assert read(importing, tmp_path, names=names).score.scorer.plain()["names"] == sorted(names)

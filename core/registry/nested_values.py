@@ -1,0 +1,107 @@
+"""What a part's parameter holds at any depth: in lists, sets, mappings, and dataclasses, which are written as those."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel
+
+Path = tuple[Any, ...]
+"""The keys and numbers that lead to what is inside of a value."""
+
+
+class Unread(NamedTuple):
+    """Names keys that were written for a value, and of which it has nothing.
+
+    :param path: Where the value is.
+    :param known: The keys that it has.
+    """
+
+    path: Path
+    keys: list[str]
+    known: list[str]
+
+
+def changed_inside(value: Any, change: Callable[[Any, Path], Any], path: Path = ()) -> Any:
+    """Give a value with each thing in it changed; itself, where that leaves all as it is."""
+    within = _within(value)
+    if within is None:
+        return change(value, path)
+    now = {step: changed_inside(item, change, (*path, step)) for step, item in within.items()}
+    if all(now[step] is item for step, item in within.items()):
+        return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.replace(value, **now)
+    if isinstance(value, Mapping):
+        return now
+    return type(value)(*now.values()) if hasattr(value, "_fields") else type(value)(now.values())
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """Yield what a value holds at any depth; itself where it holds nothing."""
+    within = _within(value)
+    if within is None:
+        yield value
+    else:
+        for item in within.values():
+            yield from leaves(item)
+
+
+def in_order(value: Any) -> Any:
+    """Give a value as JSON has it, but for what is in it, with each set in an order that is always the same."""
+    if isinstance(value, set | frozenset):
+        return sorted(map(in_order, value), key=repr)
+    within = _within(value)
+    if within is None or not any(isinstance(one, set | frozenset) for one in _containers(value)):
+        return value
+    items = {step: in_order(item) for step, item in within.items()}
+    return list(items.values()) if isinstance(value, list | tuple) else items
+
+
+def unread(written: Any, read: Any, path: Path = ()) -> Iterator[Unread]:
+    """Yield the keys that a recipe writes at any depth and that have gone into no value.
+
+    :param read: What was made of it.
+    """
+    if isinstance(written, list | tuple) and isinstance(read, list | tuple) and len(written) == len(read):
+        for number, (one, made) in enumerate(zip(written, read, strict=True)):
+            yield from unread(one, made, (*path, number))
+    if not isinstance(written, Mapping) or (known := _keys_of(read, written)) is None:
+        return
+    if keys := [key for key in written if key not in known]:
+        yield Unread(path, keys, known)
+    for key in (key for key in written if key in known):
+        made = read.get(key) if isinstance(read, Mapping) else getattr(read, key, None)
+        yield from unread(written[key], made, (*path, key))
+
+
+def _keys_of(read: Any, written: Mapping[Any, Any]) -> list[str] | None:
+    """Give the keys that a value may be written with; None where its own type says which, or reads keys otherwise."""
+    if isinstance(read, BaseModel):
+        is_open = type(read).model_config.get("extra") == "allow"
+        fields = type(read).model_fields
+        return None if is_open else [*fields, *(one.alias for one in fields.values() if one.alias)]
+    if dataclasses.is_dataclass(read) and not isinstance(read, type):
+        return [field.name for field in dataclasses.fields(read) if field.init]
+    if isinstance(read, Mapping) and (len(read) < len(written) or all(key in read for key in written)):
+        return list(read)  # of a typed one that has fewer keys: of others each has been read, as whatever it is
+    return None
+
+
+def _within(value: Any) -> dict[Any, Any] | None:
+    """Give what a value holds, by what leads there; None of one that holds nothing."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, list | tuple | set | frozenset):
+        return dict(enumerate(value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
+    return None
+
+
+def _containers(value: Any) -> Iterator[Any]:
+    within = _within(value)
+    if within is not None:
+        yield value
+        for item in within.values():
+            yield from _containers(item)
