@@ -50,15 +50,15 @@ def export_all(
                 for sentence in export(folder.exports, name, specs[name], pruned, origin):
                     log.note(f"{specs[name].use}: {sentence}")
         except ChangedModelError as error:
-            return {**refused, name: error, **_not_begun(folder, name, names[names.index(name) + 1 :])}
+            return {**refused, name: error, **_not_begun(name, names[names.index(name) + 1 :])}
         except EcoflapError as error:
             refused[name] = error
     return refused
 
 
-def _not_begun(folder: RunFolder, changing: str, behind: Iterable[str]) -> dict[str, EcoflapError]:
+def _not_begun(changing: str, behind: Iterable[str]) -> dict[str, EcoflapError]:
     """Say of exports why they are not written: an exporter before them has changed the model in memory."""
-    said = f"it was not begun, for {changing} before it has changed the model in memory; `{folder.command}` writes it"
+    said = f"it was not begun, for {changing} before it has changed the model in memory: mend or leave out {changing}"
     return {name: RunError(said) for name in behind}
 
 

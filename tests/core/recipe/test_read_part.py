@@ -198,9 +198,7 @@ def test_a_path_inside_of_a_parameter_is_relative_to_the_file_too(importing, tmp
 
 
 def test_a_key_inside_of_a_parameter_that_nothing_reads_is_named(importing, tmp_path):
-    with pytest.raises(
-        EcoflapError, match=r"r\.yaml:5:.*: score\.own\.widht: unknown key 'widht'. Did you mean"
-    ):
+    with pytest.raises(EcoflapError, match=r"r\.yaml:5:.*: score\.own\.widht: unknown key 'widht'. Did you mean"):
         read(importing, tmp_path, own={"widht": 3})
 
 
