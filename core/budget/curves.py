@@ -31,8 +31,9 @@ class Curve:
     def __post_init__(self) -> None:
         for name in ("levels", "rises"):
             object.__setattr__(self, name, _numbers(name, getattr(self, name)))
-        if not isinstance(self.notes, tuple) or not all(isinstance(note, str) for note in self.notes):
+        if not isinstance(self.notes, tuple | list) or not all(isinstance(note, str) for note in self.notes):
             raise CurveError(f"notes are {self.notes!r}; they are a tuple of sentences")
+        object.__setattr__(self, "notes", tuple(self.notes))
         check_levels(self.levels)
         if len(self.rises) != len(self.levels):
             raise CurveError(f"a curve has {len(self.levels)} levels and {len(self.rises)} rises; each level has one")
@@ -70,8 +71,10 @@ class Curve:
 def _numbers(name: str, given: Any) -> tuple[float, ...]:
     """Give numbers, of whatever holds them, as a curve keeps them."""
     try:
+        if isinstance(given, str):
+            raise TypeError("a text holds characters")
         return tuple(map(float, given))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise CurveError(f"{name} are {given!r}; they are numbers") from error
 
 

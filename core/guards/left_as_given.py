@@ -1,13 +1,16 @@
 """Holds a part that is given a whole model to leaving it as it was: all that comes next would be of another model."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
-from torch import Tensor, nn
+from torch import nn
 
 from ecoflap.core.errors import EcoflapError, ModelError, first_of
-from ecoflap.core.guards.module_form import form_watched, saved_buffers
+from ecoflap.core.guards.module_form import form_watched
 from ecoflap.core.guards.untouched import modes_put_back, watched
+
+_SMALL = 1 << 20
+"""Bytes of a parameter that is read for this though its model stays in its files: a norm, a bias."""
 
 
 class ChangedModelError(ModelError):
@@ -16,14 +19,14 @@ class ChangedModelError(ModelError):
 
 @contextmanager
 def left_as_given(who: str, model: nn.Module, cure: str, *, is_on_disk: bool) -> Iterator[None]:
-    """Refuse what has changed a weight, a saved buffer, a module or a hook of a model; put back modes.
+    """Refuse what has changed a parameter, a module or a hook of a model; put back modes.
 
     :param who: The part, for the message.
     :param cure: What its author is to do instead.
-    :param is_on_disk: Whether weights stay in their files, which nobody writes to, and are not read for this.
+    :param is_on_disk: Whether weights stay in their files, and large ones are not read for this.
     :raises ChangedModelError: With what is other than it was, behind what the part itself was refused for.
     """
-    changed_since = model_watched(model, {} if is_on_disk else saved_tensors(model))
+    changed_since = model_watched(model, is_on_disk=is_on_disk)
     refused: tuple[str, ...] = ()
     try:
         with modes_put_back(model):
@@ -40,21 +43,26 @@ def left_as_given(who: str, model: nn.Module, cure: str, *, is_on_disk: bool) ->
         raise ChangedModelError(*refused, f"{sentence}: {first_of(changes, 3)}. {cure}")
 
 
-def model_watched(model: nn.Module, tensors: dict[str, Tensor]) -> Callable[[], list[str]]:
+def model_watched(model: nn.Module, *, is_on_disk: bool, besides: Collection[int] = ()) -> Callable[[], list[str]]:
     """Look at a model, and give what says later what is other than it was.
 
-    :param tensors: Those whose numbers are looked at, by name.
+    Buffers are not looked at: a model's own forward may count in one, or make one anew.
+
+    :param is_on_disk: Whether weights stay in their files: of large ones types and shapes alone are looked at.
+    :param besides: The ``id`` of each parameter whose numbers somebody else looks at.
     """
-    written_since, changed_since = watched(tensors, counting=False), form_watched(model)
-    return lambda: [*(f"{name} was written into" for name in written_since()), *changed_since()]
-
-
-def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Give what is saved of a model, by name; what two names share once."""
-    buffers = {
-        f"{path}.{name}" if path else name: buffer
-        for path, module in model.named_modules()
-        for name, buffer in saved_buffers(module).items()
-        if buffer is not None
+    parameters = dict(model.named_parameters())
+    types = {name: (one.dtype, one.shape) for name, one in parameters.items()}
+    read = {
+        name: one
+        for name, one in parameters.items()
+        if id(one) not in besides and not one.is_meta and not (is_on_disk and one.nbytes > _SMALL)
     }
-    return {**dict(model.named_parameters()), **buffers}
+    written_since, changed_since = watched(read, counting=False), form_watched(model, of_buffers=False)
+
+    def changes() -> list[str]:
+        recast = [name for name, one in parameters.items() if (one.dtype, one.shape) != types[name]]
+        written = dict.fromkeys([*written_since(), *recast])
+        return [*(f"{name} was written into" for name in written), *changed_since()]
+
+    return changes

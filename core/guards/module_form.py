@@ -51,18 +51,21 @@ def form_kept(who: str, module: nn.Module, cure: str) -> Iterator[None]:
         raise ModelError(f"{who} left its module otherwise than it was given: {first_of(changes, 3)}. {cure}")
 
 
-def form_watched(module: nn.Module) -> Callable[[], list[str]]:
-    """Look at what a module is, and give what says later what is other than it was."""
-    before = _form_of(module)
-    return lambda: list(dict.fromkeys(_changes(before, _form_of(module))))
+def form_watched(module: nn.Module, *, of_buffers: bool = True) -> Callable[[], list[str]]:
+    """Look at what a module is, and give what says later what is other than it was.
+
+    :param of_buffers: Whether saved buffers are to be the same tensors.
+    """
+    before = _form_of(module, of_buffers)
+    return lambda: list(dict.fromkeys(_changes(before, _form_of(module, of_buffers))))
 
 
-def _form_of(module: nn.Module) -> dict[_Fact, Any]:
+def _form_of(module: nn.Module, of_buffers: bool) -> dict[_Fact, Any]:
     """Tell what a module and all inside of it are; tensors, modules and functions are told by themselves."""
     form: dict[_Fact, Any] = {}
     for path, one in module.named_modules():
         form |= {_Fact(path, "training"): one.training, _Fact(path, "forward"): _forward_of(one), **_hooks(path, one)}
-        for name, inside in {**one._modules, **one._parameters, **saved_buffers(one)}.items():
+        for name, inside in {**one._modules, **one._parameters, **(_saved_buffers(one) if of_buffers else {})}.items():
             name = f"{path}.{name}" if path else name
             form[_Fact(name)] = inside
             if isinstance(inside, nn.Parameter):
@@ -91,7 +94,7 @@ def _sentence(fact: _Fact, was: bool, is_there: bool, value: object) -> str:
     return f"{name} is another {next((word for kind, word in kinds.items() if isinstance(value, kind)), 'function')}"
 
 
-def saved_buffers(module: nn.Module) -> dict[str, Tensor | None]:
+def _saved_buffers(module: nn.Module) -> dict[str, Tensor | None]:
     """Give the buffers that are saved with a model. Others its forward may make anew, as angles for longer texts."""
     return {name: one for name, one in module._buffers.items() if name not in module._non_persistent_buffers_set}
 
@@ -103,5 +106,13 @@ def _forward_of(module: nn.Module) -> object:
 
 
 def _hooks(of: str, one: nn.Module | Tensor) -> dict[_Fact, None]:
-    kept = ((what, getattr(one, attribute, None) or ()) for attribute, what in _HOOKS.items())
-    return {_Fact(of, what, number): None for what, hooks in kept for number in hooks}
+    """Name the hooks that are there, but for those of transformers, which its models install when they are first asked
+    for hidden states or attentions, and which do nothing where they are not.
+    """
+    kept = ((what, getattr(one, attribute, None) or {}) for attribute, what in _HOOKS.items())
+    return {
+        _Fact(of, what, number): None
+        for what, hooks in kept
+        for number, hook in hooks.items()
+        if not str(getattr(hook, "__module__", "")).startswith("transformers.")
+    }

@@ -76,7 +76,9 @@ def modes_put_back(model: nn.Module) -> Iterator[None]:
             for module, mode in modes:
                 module.training = mode
             for parameter, is_wanted in wanted:
-                parameter.requires_grad = is_wanted
+                if parameter.requires_grad != is_wanted:
+                    with suppress(RuntimeError):  # of whole numbers, which nothing but another check can refuse
+                        parameter.requires_grad = is_wanted
 
 
 def _seen(tensor: Tensor, counting: bool) -> tuple[Any, Tensor]:

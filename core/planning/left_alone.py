@@ -1,7 +1,7 @@
 """Holds a scorer to leaving the weights as they were: scores that come after, masks and measures would be of others."""
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from zlib import crc32
@@ -28,24 +28,24 @@ def left_alone(
     scorer: str,
     model: nn.Module,
     layers: Sequence[Layer],
-    others: Mapping[str, Tensor],
     path: Path,
     ranks: Ranks,
     refuse_changed: Callable[[Ranks], None],
+    *,
+    is_on_disk: bool,
 ) -> Iterator[None]:
     """Refuse a scorer behind which a model is not, bit for bit and hook for hook, what it was before it was asked.
 
     Meanwhile it may write to layers: they are looked at when all is done, by a checksum of each parameter. PyTorch's
     own count of writes would tell less, for it knows nothing of ``weight.data``, and what is put back is no change.
 
-    :param others: Tensors of the model besides, by name; those that are layers' are not looked at again.
     :param path: The file of its scores, which is deleted then: a run that goes on would take them for good ones.
     :param refuse_changed: Raises where files that weights are mapped from have changed: then it was not the scorer.
+    :param is_on_disk: Whether weights stay in their files: of others than layers the small ones are read then.
     :raises ModelError: With what differs.
     """
     before, of_layers = _checksums(layers), {id(layer.parameter) for layer in layers}
-    besides = {name: one for name, one in others.items() if id(one) not in of_layers}
-    changed_since = model_watched(model, besides)
+    changed_since = model_watched(model, is_on_disk=is_on_disk, besides=of_layers)
     yield
     written = [name for name, checksum in _checksums(layers).items() if checksum != before[name]]
     found = [*(f"{name} was written into" for name in written), *changed_since()]

@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import date
 from math import isfinite
@@ -21,7 +21,7 @@ from ecoflap.core.contracts.conformance import contract_problems, factory_proble
 from ecoflap.core.disk.paths import PathError, recordable
 from ecoflap.core.errors import EcoflapError, RegistryError, one_line
 from ecoflap.core.recipe.part_spec import PartSpec
-from ecoflap.core.registry.nested_values import changed_inside, leaves, unread
+from ecoflap.core.registry.nested_values import changed_inside, unread
 from ecoflap.core.registry.parameters import Parameter, code_name, parameters_of
 from ecoflap.core.registry.registry import ON_TRUST, Registry
 from ecoflap.core.text.problems import Problems
@@ -159,7 +159,7 @@ class PartReader:
         if parameter.part is not None:
             return {parameter.name: self._parts(parameter, value, at)}
         try:
-            read = self._absolute(parameter.read(value), at)
+            read = self._absolute(parameter.read(value), value, at)
             if not self._is_read_whole(value, read, at):
                 return {}
             if not _is_finite(read):
@@ -201,10 +201,14 @@ class PartReader:
             return None
         return parameter.many([self.check(kind, item, (*path, index)) for index, item in enumerate(value)])
 
-    def _absolute(self, value: Any, path: KeyPath) -> Any:
-        """Take each path in a value relative to the file that writes it."""
-        where = self.problems.document.where
-        return changed_inside(value, lambda item, at: _absolute_in(where((*path, *at)).folder, item))
+    def _absolute(self, value: Any, written: Any, path: KeyPath) -> Any:
+        """Take each path in a value relative to the file that writes it, and a default from code to where one works."""
+
+        def absolute(item: Any, at: KeyPath) -> Any:
+            inside = self.problems.document.where((*path, *at)).folder
+            return _absolute_in(inside if _is_written(written, at) else Path.cwd(), item)
+
+        return changed_inside(value, absolute)
 
     def _is_read_whole(self, written: Any, read: Any, path: KeyPath) -> bool:
         """Say whether all that is written inside of a parameter has gone into it; note what has not."""
@@ -282,12 +286,33 @@ def _takes(parameter: Parameter | None, value: Any) -> bool:
 
 def _is_finite(value: Any) -> bool:
     """Say whether no number in a value is NaN or infinite, which JSON and so a report cannot hold."""
-    return all(isfinite(one) for one in leaves(value) if isinstance(one, float))
+    return all(isfinite(one) for one in _inside(value) if isinstance(one, float))
 
 
 def _fits(value: Any) -> bool:
     """Say whether no whole number in a value is larger than those of 64 bits, with which libraries compute."""
-    return all(abs(one) <= LARGEST for one in leaves(value) if isinstance(one, int))
+    return all(abs(one) <= LARGEST for one in _inside(value) if isinstance(one, int))
+
+
+def _is_written(written: Any, at: KeyPath) -> bool:
+    """Say whether a recipe writes what is inside of a parameter, and does not leave it to a default."""
+    for step in at:
+        if isinstance(written, Mapping):
+            if step not in written:
+                return False
+            written = written[step]
+        elif isinstance(written, (list, tuple)) and isinstance(step, int):
+            written = written[step]
+    return True
+
+
+def _inside(value: Any) -> Iterator[Any]:
+    """Yield what lists and mappings hold at any depth, but not what code of somebody's own has made of them."""
+    if isinstance(value, (Mapping, list, tuple)):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _inside(item)
+    else:
+        yield value
 
 
 def _absolute_in(folder: Path, value: Any) -> Any:

@@ -19,6 +19,7 @@ from ecoflap.core.contracts.protocols import Adapter, Note
 from ecoflap.core.contracts.records import Measure
 from ecoflap.core.disk.whole_files import sha256_of
 from ecoflap.core.errors import EcoflapError, ModelError, RunError
+from ecoflap.core.guards.left_as_given import left_as_given
 from ecoflap.core.machine.part_code import code_of_parts, digests_of
 from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.core.recipe.part_spec import PartSpec
@@ -31,6 +32,7 @@ from ecoflap.core.sealing.validation import wrong_places
 STAGES = ("dense", "pruned")
 CODE = "code"
 """The key of a line that has the digest of an evaluator's code, where that does not come with ecoflap."""
+_CURE = "Have it put back what it changes, hooks too, or work on a copy. A run that goes on reads the model anew"
 _LONGEST_NAME = 100
 """Characters of an evaluator's name in that of a file; an import path may be longer than a file system takes."""
 _NEEDS: Mapping[str, type] = {"measures": dict}
@@ -100,6 +102,8 @@ class Evaluation:
         note: Note,
         ranks: Ranks = ALONE,
         refuse_changed: Callable[[Ranks], None] = lambda ranks: None,
+        *,
+        is_on_disk: bool = False,
     ) -> None:
         """Evaluate a model, and add the line; with the seal of what is remembered of the dense one, where that is.
 
@@ -107,17 +111,24 @@ class Evaluation:
         :param ranks: The processes that do it together, where the evaluator shares its data; otherwise the first does
             it alone.
         :param refuse_changed: Raises before the line is added where files that weights are mapped from have changed.
+        :param is_on_disk: Whether the model's weights stay in their files.
+        :raises ChangedModelError: Where the evaluator leaves the model otherwise than it was; no line is added then.
         """
         if ranks.size == 1 or (self.evaluator.options.dealt is not None and not self._is_remembered(stage)):
-            self._run(path, stage, model, adapter, note, ranks, refuse_changed)
+            line = self._line(path, stage, model, adapter, note, ranks, refuse_changed, is_on_disk)
+            ranks.at_first(lambda: append_line(path, line))
         else:
-            ranks.first(lambda: self._run(path, stage, model, adapter, note, ALONE, refuse_changed))
+            ranks.first(
+                lambda: append_line(
+                    path, self._line(path, stage, model, adapter, note, ALONE, refuse_changed, is_on_disk)
+                )
+            )
 
     def _is_remembered(self, stage: str) -> bool:
         """Say whether nothing is measured at a stage, but the model remembered."""
         return self.compares and stage == "dense"
 
-    def _run(
+    def _line(
         self,
         path: Path,
         stage: str,
@@ -126,16 +137,16 @@ class Evaluation:
         note: Note,
         ranks: Ranks,
         refuse_changed: Callable[[Ranks], None],
-    ) -> None:
-        is_remembered = self._is_remembered(stage)
-        with blaming(f"the evaluator {self.evaluator.use}"):
+        is_on_disk: bool,
+    ) -> dict[str, Any]:
+        is_remembered, who = self._is_remembered(stage), f"the evaluator {self.evaluator.use}"
+        with left_as_given(who, model, _CURE, is_on_disk=is_on_disk), blaming(who):
             found = {} if is_remembered else self._found(path, model, adapter, note, ranks)
             self._check_names(found)
             measures = {name: self._checked(name, asdict(measure)) for name, measure in found.items()}
             seals = {"remembered": self._remember(path, model, adapter, note)} if is_remembered else {}
         refuse_changed(ranks)
-        line = {"stage": stage, **self._identity, "measures": measures, **seals}
-        ranks.at_first(lambda: append_line(path, line))
+        return {"stage": stage, **self._identity, "measures": measures, **seals}
 
     def take_over(self, source: Path, target: Path) -> None:
         """Add the line of what another run found of the dense model, and take what it remembered of it along.

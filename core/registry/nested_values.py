@@ -1,10 +1,11 @@
 """What a part's parameter holds at any depth: in lists, sets, mappings, and dataclasses, which are written as those."""
 
+import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel
+from pydantic import BaseModel, RootModel
 
 Path = tuple[Any, ...]
 """The keys and numbers that lead to what is inside of a value."""
@@ -31,7 +32,14 @@ def changed_inside(value: Any, change: Callable[[Any, Path], Any], path: Path = 
     if all(now[step] is item for step, item in within.items()):
         return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.replace(value, **now)
+        made = copy.copy(value)  # and not made anew: its own code has run, and may run once alone
+        for name, item in now.items():
+            object.__setattr__(made, name, item)
+        return made
+    if isinstance(value, MutableMapping):
+        renewed = copy.copy(value)
+        renewed.update(now)
+        return renewed
     if isinstance(value, Mapping):
         return now
     return type(value)(*now.values()) if hasattr(value, "_fields") else type(value)(now.values())
@@ -50,7 +58,8 @@ def leaves(value: Any) -> Iterator[Any]:
 def in_order(value: Any) -> Any:
     """Give a value as JSON has it, but for what is in it, with each set in an order that is always the same."""
     if isinstance(value, set | frozenset):
-        return sorted(map(in_order, value), key=repr)
+        ordered = list(map(in_order, value))
+        return sorted(ordered) if _compare(ordered) else sorted(ordered, key=repr)
     within = _within(value)
     if within is None or not any(isinstance(one, set | frozenset) for one in _containers(value)):
         return value
@@ -77,15 +86,29 @@ def unread(written: Any, read: Any, path: Path = ()) -> Iterator[Unread]:
 
 def _keys_of(read: Any, written: Mapping[Any, Any]) -> list[str] | None:
     """Give the keys that a value may be written with; None where its own type says which, or reads keys otherwise."""
+    kind: Any = type(read)
     if isinstance(read, BaseModel):
-        is_open = type(read).model_config.get("extra") == "allow"
-        fields = type(read).model_fields
-        return None if is_open else [*fields, *(one.alias for one in fields.values() if one.alias)]
-    if dataclasses.is_dataclass(read) and not isinstance(read, type):
-        return [field.name for field in dataclasses.fields(read) if field.init]
-    if isinstance(read, Mapping) and (len(read) < len(written) or all(key in read for key in written)):
-        return list(read)  # of a typed one that has fewer keys: of others each has been read, as whatever it is
+        return None if isinstance(read, RootModel) else _names(kind.model_fields, kind.model_config)
+    if hasattr(kind, "__pydantic_fields__"):  # a dataclass of pydantic's own
+        return _names(kind.__pydantic_fields__, getattr(kind, "__pydantic_config__", {}))
+    if dataclasses.is_dataclass(read):  # what it makes itself is written of it, too; a variable of its own is no field
+        return list(vars(kind)["__dataclass_fields__"])
+    if isinstance(read, Mapping) and all(isinstance(key, str) for key in read):
+        # Of a typed one that has fewer keys: of others each has been read, as whatever it is.
+        return list(read) if len(read) < len(written) or all(key in read for key in written) else None
     return None
+
+
+def _names(fields: Mapping[str, Any], config: Mapping[str, Any]) -> list[str] | None:
+    """Name pydantic's fields; None where it takes others too, or reads one by another name."""
+    is_open = config.get("extra") == "allow" or config.get("alias_generator") is not None
+    is_renamed = any(one.alias or one.validation_alias for one in fields.values())
+    return None if is_open or is_renamed else list(fields)
+
+
+def _compare(items: list[Any]) -> bool:
+    """Say whether things of one kind can be put in an order of their own."""
+    return len({type(item) for item in items}) == 1 and isinstance(items[0], str | int | float)
 
 
 def _within(value: Any) -> dict[Any, Any] | None:

@@ -28,7 +28,7 @@ def check_same(
     :param code: That of their own parts.
     :raises RunError: With the ranks and what differs.
     """
-    first, *others = ranks.gather((recipe.plain(), dict(versions), dict(code), str(folder.absolute())))
+    first, *others = ranks.gather((recipe.plain(), dict(versions), dict(code), str(folder.resolve())))
     problems = []
     for rank, own in enumerate(others, 1):
         # A run may go on with other measures, or the weights elsewhere, but all of its processes take part in each.

@@ -17,7 +17,6 @@ from ecoflap.core.disk.whole_files import whole_folder
 from ecoflap.core.disk.write_errors import explained
 from ecoflap.core.errors import FormatError, ModelError
 from ecoflap.core.forward.placement import outside_held
-from ecoflap.core.guards.left_as_given import left_as_given, saved_tensors
 from ecoflap.core.guards.untouched import modes_put_back
 from ecoflap.core.model.anatomy import Block, Layer
 from ecoflap.core.planning.emptied import emptied
@@ -41,8 +40,6 @@ from ecoflap.core.run.run_state import RunState
 from ecoflap.core.run.spare_memory import spare_for_pruning, spare_for_scoring
 from ecoflap.core.sealing.sums import write_sums
 
-_CURE = "Have it put back what it changes, hooks too, or work on a copy. A run that goes on reads the model anew"
-
 
 def evaluate(state: RunState, stage: str, model: nn.Module) -> None:
     """Let each evaluator that has not done so look at a model.
@@ -54,12 +51,10 @@ def evaluate(state: RunState, stage: str, model: nn.Module) -> None:
     for evaluation in state.to_evaluate(stage):
         if stage == "dense" and state.ranks.first(partial(_take_over_evaluation, state, evaluation)):
             continue
-        who = f"the evaluator {evaluation.evaluator.use}"
-        left = left_as_given(who, model, _CURE, is_on_disk=state.model.stays_on_disk)
-        with left, state.log.stage(f"evaluate {stage}"), torch.no_grad(), state.model.running():
-            note = state.log.note_of(evaluation.evaluator.use)
-            adapter, refuse_changed = state.prepared.adapter, state.model.refuse_changed
-            evaluation.run(folder.evaluations, stage, model, adapter, note, state.ranks, refuse_changed)
+        with state.log.stage(f"evaluate {stage}"), torch.no_grad(), state.model.running():
+            note, is_on_disk = state.log.note_of(evaluation.evaluator.use), state.model.stays_on_disk
+            adapter, changed = state.prepared.adapter, state.model.refuse_changed
+            evaluation.run(folder.evaluations, stage, model, adapter, note, state.ranks, changed, is_on_disk=is_on_disk)
 
 
 def _take_over_evaluation(state: RunState, evaluation: Evaluation) -> bool:
@@ -178,8 +173,8 @@ def _scored(state: RunState, batches: Sequence[Batch], layers: Sequence[tuple[Bl
     spare = spare_for_scoring(state.prepared)
     path, emit, refuse_changed = state.folder.scores, state.log.emit, state.model.refuse_changed
     model, scored = state.model.get(), [layer for _, layer in layers]
-    others = {} if state.model.stays_on_disk else saved_tensors(model)
-    alone = left_alone(keys.scorer.use, model, scored, others, path, ranks, refuse_changed)
+    is_on_disk = state.model.stays_on_disk
+    alone = left_alone(keys.scorer.use, model, scored, path, ranks, refuse_changed, is_on_disk=is_on_disk)
     with alone, modes_put_back(model), state.replay(batches, data, dtype, ranks, spare) as replay:
         return score_layers(keys.scorer, keys.aggregate, replay, layers, path, emit, refuse_changed)
 

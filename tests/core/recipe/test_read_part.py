@@ -163,6 +163,8 @@ class Own:
 
     file: Path | None = None
     width: int = 1
+    limit: float = float("inf")
+    other: Path = Path("default.txt")
 
 
 @dataclass(frozen=True)
@@ -191,6 +193,8 @@ def importing(registry, monkeypatch):
 def test_a_path_inside_of_a_parameter_is_relative_to_the_file_too(importing, tmp_path):
     part = read(importing, tmp_path, own={"file": "a.txt"}, by_name={"x": "b.txt", "y": "/c.txt"}).score.scorer
     assert part.built.own.file == tmp_path / "a.txt"
+    assert part.built.own.other == Path.cwd() / "default.txt"  # as where nothing is written
+    assert read(importing, tmp_path).score.scorer.built.own.other == Path.cwd() / "default.txt"
     assert part.built.by_name == {"x": tmp_path / "b.txt", "y": Path("/c.txt")}
     (tmp_path / "a.txt").write_text("one")
     (tmp_path / "b.txt").write_text("two")

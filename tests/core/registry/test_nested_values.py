@@ -1,13 +1,15 @@
 """What a parameter holds at any depth is read whole, changed in its place, and written in one order."""
 
 import json
+from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, RootModel
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic_core import to_jsonable_python
 from typing_extensions import TypedDict
 
@@ -47,6 +49,45 @@ class Open(BaseModel):
     width: int = 1
 
 
+class Renamed(BaseModel):
+    width: int = Field(1, validation_alias="w")
+
+
+@pydantic_dataclass
+class Theirs:
+    width: int = 1
+
+
+@pydantic_dataclass(config=ConfigDict(extra="allow"))
+class OpenTheirs:
+    width: int = 1
+
+
+@pydantic_dataclass
+class RenamedTheirs:
+    width: int = Field(1, alias="w")
+
+
+@dataclass
+class Varied:
+    width: int = 1
+    scale: InitVar[int] = 1
+
+    def __post_init__(self, scale):
+        self.width += scale
+
+
+@dataclass
+class Counts:
+    """Does something when it is made."""
+
+    file: Path
+    made: int = 0
+
+    def __post_init__(self):
+        self.made += 1
+
+
 def below(item, at):
     return Path("/there") / item if isinstance(item, Path) else item
 
@@ -68,11 +109,27 @@ def below(item, at):
     ],
 )
 def test_paths_are_found_at_any_depth(value, expected):
-    absolute = Outer(Inner(Path("/there/a"))) if value == Outer(Inner(Path("/b"))) else expected
     found = changed_inside(value, below)
-    assert found == (expected if expected == value else absolute)
+    assert found == expected
     assert type(found) is type(value)
     assert all(path.is_absolute() for path in leaves(found) if isinstance(path, Path))
+
+
+def test_types_are_kept_and_code_of_ones_own_runs_once():
+    assert changed_inside(Counts(Path("a")), below) == replace_made(Counts(Path("/there/a")))
+    found = changed_inside(OrderedDict(x=Path("a")), below)
+    assert type(found) is OrderedDict
+    assert found == {"x": Path("/there/a")}
+
+
+def replace_made(one):
+    assert one.made == 1
+    return one
+
+
+def test_numbers_of_a_set_are_in_their_own_order():
+    assert in_order({10, 9, 1}) == [1, 9, 10]
+    assert in_order({"b", 1}) == ["b", 1] == in_order({1, "b"})
 
 
 def test_what_nothing_changes_is_the_same_object():
@@ -90,16 +147,24 @@ def test_a_change_is_told_where_it_is():
     ("annotation", "written", "expected"),
     [
         (Inner, {"width": 2}, []),
-        (Inner, {"width": 2, "bogus": 3}, [Unread((), ["bogus"], ["file", "width"])]),
-        (Inner, {"made": 3}, [Unread((), ["made"], ["file", "width"])]),
-        (list[Inner], [{}, {"bogus": 1}], [Unread((1,), ["bogus"], ["file", "width"])]),
-        (Outer, {"inner": {"widht": 1}}, [Unread(("inner",), ["widht"], ["file", "width"])]),
-        (dict[str, Inner], {"x": {"bogus": 1}}, [Unread(("x",), ["bogus"], ["file", "width"])]),
+        (Inner, {"width": 2, "bogus": 3}, [Unread((), ["bogus"], ["file", "width", "made"])]),
+        (Inner, {"made": 3}, []),  # as a run's own recipe.yaml has it
+        (Varied, {"scale": 2, "width": 1}, []),
+        (list[Inner], [{}, {"bogus": 1}], [Unread((1,), ["bogus"], ["file", "width", "made"])]),
+        (Outer, {"inner": {"widht": 1}}, [Unread(("inner",), ["widht"], ["file", "width", "made"])]),
+        (dict[str, Inner], {"x": {"bogus": 1}}, [Unread(("x",), ["bogus"], ["file", "width", "made"])]),
         (dict[str, int], {"x": 1, "y": 2}, []),
         (dict[int, int], {"1": 1}, []),
         (Typed, {"width": 1, "bogus": 2}, [Unread((), ["bogus"], ["width"])]),
         (Model, {"bogus": 2}, [Unread((), ["bogus"], ["width"])]),
         (Open, {"bogus": 2}, []),
+        (Renamed, {"w": 2}, []),
+        (RootModel[dict[str, int]], {"a": 3}, []),
+        (Theirs, {"width": 2}, []),
+        (Theirs, {"bogus": 2}, [Unread((), ["bogus"], ["width"])]),
+        (OpenTheirs, {"bogus": 2}, []),
+        (RenamedTheirs, {"w": 2}, []),
+        (dict[int, int], {1: 1, "1": 2}, []),
         (Inner | None, None, []),
         (str, "text", []),
     ],

@@ -3,6 +3,8 @@
 import json
 
 import pytest
+import torch
+from transformers_version import LEAVES_WEIGHTS
 
 import ecoflap
 from ecoflap.core.contracts.records import Measure
@@ -143,6 +145,10 @@ class Meddles:
             model.model.layers[0].mlp.register_forward_hook(lambda module, given, output: 2 * output)
         elif self.what == "gradients":
             model.requires_grad_(False)
+        elif self.what == "int8":
+            model.model.norm.weight.requires_grad_(False).data = torch.ones(32, dtype=torch.int8)
+        elif self.what == "hidden":  # for which transformers leaves hooks of its own, the first time
+            model(torch.ones(1, 4, dtype=torch.long), output_hidden_states=True, output_attentions=True)
         else:
             model.train()
         return {"nothing": Measure(0.0, n=1, standard_error=0.0, unit="samples")}
@@ -154,14 +160,24 @@ class Meddles:
         ("norm", r"model\.norm\.weight was written into"),
         ("type", r"model\.\S+ was written into, .* and \d+ more"),
         ("hook", r"a forward hook was left on model\.layers\.0\.mlp"),
+        ("int8", r"model\.norm\.weight was written into"),
     ],
 )
 def test_an_evaluator_that_changes_the_model_is_refused(plain, tmp_path, what, said):
     with pytest.raises(ModelError, match=rf"^the evaluator .*Meddles has left the model, .* than it was given: {said}"):
         ecoflap.run(plain(evaluate={"use": Meddles, "what": what}), folder=tmp_path / "run")
+    assert not (tmp_path / "run" / "evaluations.jsonl").is_file()  # or a run that goes on would take what it measured
 
 
-@pytest.mark.parametrize("what", ["mode", "gradients"])
+@LEAVES_WEIGHTS
+@pytest.mark.parametrize("what", ["norm", "type"])
+def test_so_is_one_that_changes_a_model_that_stays_on_the_disk(plain, tmp_path, what):
+    model = {"source": plain()["model"], "offload": "disk"}
+    with pytest.raises(ModelError, match=r"Meddles has left the model, .* was written into"):
+        ecoflap.run(plain(evaluate={"use": Meddles, "what": what}, model=model), folder=tmp_path / "run")
+
+
+@pytest.mark.parametrize("what", ["mode", "gradients", "hidden"])
 def test_modes_that_an_evaluator_leaves_are_put_back(plain, tmp_path, what):
     run = ecoflap.run(plain(evaluate={"use": Meddles, "what": what}), folder=tmp_path / "run")
     assert not any(module.training for module in run.model.modules())
