@@ -196,6 +196,8 @@ class Evaluation:
         value, error = measure["value"], measure["standard_error"]
         if isinstance(value, float) and not isfinite(value):
             raise ModelError(f"{self.evaluator.use}: the {name} of the model is {value}")
+        if isinstance(error, int | float) and error < 0:
+            raise EcoflapError(f"{self.evaluator.use}: the standard error of the {name} is {error}, which is below 0")
         if isinstance(error, float) and not isfinite(error):
             measure = {**measure, "standard_error": None}
         try:

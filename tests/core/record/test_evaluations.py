@@ -194,3 +194,14 @@ def test_a_measure_of_another_type_is_refused_at_once(n, value, tmp_path):
     with pytest.raises(EcoflapError, match=r"the evaluator odd gave the measure odd: (n|value): "):
         evaluation.run(tmp_path / "lines", "dense", nn.Identity(), LlamaAdapter(), ignore)
     assert not (tmp_path / "lines").exists()
+
+
+@pytest.mark.parametrize("error", [-0.5, -1])
+def test_a_standard_error_below_zero_is_refused(error, tmp_path):
+    class Odd:
+        def __call__(self, model, adapter, note):
+            return {"odd": Measure(1.0, 3, float(error))}
+
+    evaluation = Evaluation(PartSpec("evaluator", "odd", {}, Odd))
+    with pytest.raises(EcoflapError, match=r"odd: the standard error of the odd is -\d\.\d, which is below 0"):
+        evaluation.run(tmp_path / "lines", "dense", nn.Identity(), LlamaAdapter(), ignore)
