@@ -205,8 +205,8 @@ class PartReader:
         """Take each path in a value relative to the file that writes it, and a default from code to where one works."""
 
         def absolute(item: Any, at: KeyPath) -> Any:
-            inside = self.problems.document.where((*path, *at)).folder
-            return _absolute_in(inside if _is_written(written, at) else Path.cwd(), item)
+            folder = self.problems.document.where((*path, *at)).folder
+            return _absolute_in(folder if _is_written(written, at) else Path.cwd(), item)
 
         return changed_inside(value, absolute)
 

@@ -114,15 +114,15 @@ class Evaluation:
         :param is_on_disk: Whether the model's weights stay in their files.
         :raises ChangedModelError: Where the evaluator leaves the model otherwise than it was; no line is added then.
         """
+
+        def line(by: Ranks) -> dict[str, Any]:
+            return self._line(path, stage, model, adapter, note, by, refuse_changed, is_on_disk)
+
         if ranks.size == 1 or (self.evaluator.options.dealt is not None and not self._is_remembered(stage)):
-            line = self._line(path, stage, model, adapter, note, ranks, refuse_changed, is_on_disk)
-            ranks.at_first(lambda: append_line(path, line))
+            found = line(ranks)
+            ranks.at_first(lambda: append_line(path, found))
         else:
-            ranks.first(
-                lambda: append_line(
-                    path, self._line(path, stage, model, adapter, note, ALONE, refuse_changed, is_on_disk)
-                )
-            )
+            ranks.first(lambda: append_line(path, line(ALONE)))
 
     def _is_remembered(self, stage: str) -> bool:
         """Say whether nothing is measured at a stage, but the model remembered."""

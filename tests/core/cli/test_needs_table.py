@@ -246,11 +246,10 @@ def test_what_an_exporter_takes_is_a_number_of_bytes(wrong):
         Meanwhile(**wrong)
 
 
+@LEAVES_WEIGHTS
 @pytest.mark.parametrize("name", ["mixtral", "gpt_oss", "llama"])
 def test_experts_that_the_library_puts_together_are_counted(name, tmp_path):
     """As many bytes as the weights have that no file holds under a name of theirs once the model is mapped."""
-    if is_before("5"):
-        pytest.skip("transformers leaves weights on the disk from version 5 on")
     recipe = recipe_for(name, tmp_path)
     source = open_source(recipe["model"], tmp_path)
     with mapped_beside(tmp_path) as mapped:
@@ -269,9 +268,8 @@ def test_experts_that_the_library_puts_together_are_counted(name, tmp_path):
     assert found["disk"].meanwhile == found["disk"].blocks + 2 * made
 
 
+@LEAVES_WEIGHTS
 def test_each_choice_is_told_with_its_disk_and_what_does_not_fit(pico_llama_folder, tmp_path, monkeypatch):
-    if is_before("5"):
-        pytest.skip("transformers leaves weights on the disk from version 5 on")
     (tmp_path / "text.txt").write_text("word1 word2 the of and in " * 40)
     text = {"use": "text", "path": str(tmp_path / "text.txt"), "sequence_length": 16, "samples": 3}
     free = {"": 1 << 40}
