@@ -65,12 +65,15 @@ def text_inputs(config: Any, length: int = SAID + 2) -> Inputs:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-def image_inputs(model: nn.Module) -> Iterator[Inputs]:
-    """Yield images in every form that the model's forward may take, the likeliest first."""
+def image_inputs(model: nn.Module, processor: Any = None) -> Iterator[Inputs]:
+    """Yield images in every form that the model's forward may take, the likeliest first.
+
+    :param processor: The model's own, which knows how large its images are where its configuration does not say so.
+    """
     config: Any = model.config
     inner = (find(config, name) for name in ("vision_config", "encoder.vision_config", "encoder"))
     seen = next((one for one in inner if find(one, "patch_size") is not None), find(config, "vision_config") or config)
-    known, size = arguments_of(model.forward), _size(seen)
+    known, size = arguments_of(model.forward), _size(seen, processor)
     channels = find(seen, "num_channels", int) or find(seen, "in_channels", int) or 3
     if "image_grid_thw" in known:
         inputs = _in_patches(seen, channels)
@@ -119,12 +122,23 @@ def with_text(model: nn.Module, images: Mapping[str, Tensor], places: int) -> In
     return inputs
 
 
-def _size(seen: Any) -> int:
-    """Give the side of an image in pixels: the one that the model was made for."""
+def _size(seen: Any, processor: Any) -> int:
+    """Give the side of an image in pixels: the one that the model was made for, or that its processor makes."""
     size = find(seen, "image_size")
     if isinstance(size, list | tuple):
         return int(size[0])
-    return int(size) if isinstance(size, int) else 4 * (find(seen, "patch_size", int) or 14)
+    return size if isinstance(size, int) else _made_by(processor) or 4 * (find(seen, "patch_size", int) or 14)
+
+
+def _made_by(processor: Any) -> int | None:
+    """Give the side of what a processor makes of an image, as Florence-2's configuration has none; None without one."""
+    prepare = getattr(processor, "image_processor", None)
+    if prepare is None:
+        return None
+    from PIL import Image
+
+    made = prepare(images=Image.new("RGB", (64, 64)), return_tensors="pt")
+    return int(made["pixel_values"].shape[-1])
 
 
 def _tiles(config: Any, size: int) -> int:

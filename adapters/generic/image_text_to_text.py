@@ -88,7 +88,7 @@ class ImageTextToTextAdapter(GenericAdapter):
         return {**refused, **composites_impossible(model, views, exporter, self.max_length(model))}
 
     def _examples(self, model: nn.Module) -> Iterable[tuple[Inputs, Texts]]:
-        return images_with_texts(model)
+        return images_with_texts(model, self.processor)
 
     def _targets(self, model: nn.Module, batch: Batch) -> Tensor:
         labels: Tensor = batch["labels"]

@@ -118,10 +118,13 @@ def text_pairs(model: nn.Module) -> Iterator[tuple[Inputs, Texts]]:
     yield {**inputs, "decoder_input_ids": said}, Texts(ROWS, {"encoder": inputs["input_ids"].shape[1], "decoder": SAID})
 
 
-def images_with_texts(model: nn.Module) -> Iterator[tuple[Inputs, Texts]]:
-    """Yield images with a text, in every form that the model may take."""
+def images_with_texts(model: nn.Module, processor: Any = None) -> Iterator[tuple[Inputs, Texts]]:
+    """Yield images with a text, in every form that the model may take.
+
+    :param processor: The model's own, if there is one.
+    """
     config: Any = model.config
-    for images in image_inputs(model):
+    for images in image_inputs(model, processor):
         for places in _places(model, images):
             inputs = with_text(model, images, places)
             length = inputs["input_ids"].shape[1]

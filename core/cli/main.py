@@ -14,7 +14,7 @@ from ecoflap.core.cli.stopping import GOES_ON, end_at_once, ended, leave_last_wo
 from ecoflap.core.disk.paths import why_unusable
 from ecoflap.core.disk.reading import what_to_mend
 from ecoflap.core.errors import EcoflapError, SaidElsewhereError, cut
-from ecoflap.core.ranks.launch import are_several, is_first, launch, quieten, refuse_several
+from ecoflap.core.ranks.launch import are_several, is_first, launch, quieten, refuse_left_over, refuse_several
 from ecoflap.core.sweep.failures import failing_into
 from ecoflap.core.text.printable import printable
 
@@ -122,6 +122,7 @@ def run(
     failure: FailureOption = None,
 ) -> None:
     """Run a recipe, or go on with a run that was cut off."""
+    refuse_left_over(processes)
     if processes > 1 and not are_several():
         sys.exit(launch(processes, [sys.executable, "-P", "-m", "ecoflap", *sys.argv[1:]]))
     quieten()

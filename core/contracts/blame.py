@@ -1,7 +1,7 @@
 """Names the part whose code raised, so that a plugin's mistake reads as one and not as a traceback of ours."""
 
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -75,11 +75,18 @@ def _place_of(error: BaseException) -> str:
     Behind the frame of :func:`blaming` is that which asked the part, and which may be another part's.
     """
     frames = traceback.extract_tb(error.__traceback__)
-    if not frames:
-        return ""
-    theirs = next((frame.filename for frame in frames[2:] if _may_be_a_parts(frame.filename)), frames[-1].filename)
-    at = [frame for frame in frames if frame.filename == theirs][-1]
-    return f" It happened in {Path(at.filename).name}:{at.lineno}, {at.name}."
+    theirs = _of_a_part(frames[2:])
+    if not theirs and error.__cause__ is not None:  # Python itself raises where a generator let a StopIteration out
+        theirs = _of_a_part(traceback.extract_tb(error.__cause__.__traceback__))
+    if not theirs:
+        theirs = [frame for frame in frames[-1:] if Path(frame.filename).resolve() != Path(__file__).resolve()]
+    return "".join(f" It happened in {Path(at.filename).name}:{at.lineno}, {at.name}." for at in theirs[-1:])
+
+
+def _of_a_part(frames: Sequence[traceback.FrameSummary]) -> list[traceback.FrameSummary]:
+    """Give those of the first file that is a part's; none where there is no such."""
+    theirs = next((frame.filename for frame in frames if _may_be_a_parts(frame.filename)), None)
+    return [frame for frame in frames if frame.filename == theirs]
 
 
 def _may_be_a_parts(file: str) -> bool:

@@ -74,7 +74,8 @@ def ended_by(folder: RunFolder, recipe: Recipe, refused: Mapping[str, EcoflapErr
         problems += [f"export {name}: {problem}" for problem in error.problems]
         problems[-1] = f"{problems[-1].rstrip('.')}. All else of the run is kept"
         if not isinstance(error, RunError):
-            problems[-1] += f". `ecoflap export {run} --to {specs[name].use} --set …` writes it by other parameters"
+            to = f"{specs[name].use}{' --allow-code' if ':' in specs[name].use else ''}"
+            problems[-1] += f". `ecoflap export {run} --to {to} --set …` writes it by other parameters"
             unlike.append(len(problems) - 1)
     if unlike:
         way = f"`{folder.command} --set export=…` ends the run with what you name there"

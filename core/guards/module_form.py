@@ -23,6 +23,10 @@ _HOOKS = {
 """Where torch keeps the hooks of modules and tensors, and what a message calls each."""
 
 
+_LET_BE = ("transformers.", "ecoflap.adapters.")
+"""How the names of modules begin whose functions may be left behind as hooks."""
+
+
 class _Fact(NamedTuple):
     """Names what is told of a module.
 
@@ -106,13 +110,15 @@ def _forward_of(module: nn.Module) -> object:
 
 
 def _hooks(of: str, one: nn.Module | Tensor) -> dict[_Fact, None]:
-    """Name the hooks that are there, but for those of transformers, which its models install when they are first asked
-    for hidden states or attentions, and which do nothing where they are not.
+    """Name the hooks that are there, but for those of transformers and of adapters here.
+
+    Models of transformers install theirs when they are first asked for hidden states or attentions, and those do
+    nothing where they are not; an adapter mends a model's own forward by one, when it is first asked for what runs it.
     """
     kept = ((what, getattr(one, attribute, None) or {}) for attribute, what in _HOOKS.items())
     return {
         _Fact(of, what, number): None
         for what, hooks in kept
         for number, hook in hooks.items()
-        if not str(getattr(hook, "__module__", "")).startswith("transformers.")
+        if not str(getattr(hook, "__module__", "")).startswith(_LET_BE)
     }

@@ -189,7 +189,7 @@ def _checked_numbers(who: str, score: Any, shape: tuple[int, int] | None) -> Flo
         row, column = (int(at) for at in wrong.nonzero()[0])
         raise ModelError(
             f"{who} {float(numbers[row, column])} for the weight in row {row} and column {column}, the first of "
-            f"{int(wrong.sum())} such; numbers of weights are finite and not negative"
+            f"{int(wrong.sum())} such; numbers of weights are finite in float32, and not negative"
         )
     return numbers
 

@@ -95,6 +95,8 @@ def read_samples(
     who = f"the dataset {data.use}"
     with blaming(who):
         read = data.built(adapter, model, note)
+    if not isinstance(read, Iterable):
+        raise DataError(f"{who} returned {shown(read)}; it yields a Sample each time")
     each = blaming_each(who, read, lambda number, _: f", behind sample {number},")
     return tuple(_each_checked(who, islice(each, most)))
 
@@ -103,6 +105,11 @@ def _each_checked(who: str, samples: Iterable[Any]) -> Iterator[Sample]:
     for sample in samples:
         if not isinstance(sample, Sample):
             raise DataError(f"{who} gave {shown(sample)}; a dataset yields a Sample each time")
+        if sample.tokens is not None and getattr(sample.tokens, "ndim", None) != 1:
+            raise DataError(
+                f"{who} gave a Sample whose tokens are {shown(sample.tokens)}; they are a tensor of one dimension, as "
+                f"torch.tensor([3, 17, 5]) is, and tokenizer(text, return_tensors='pt').input_ids[0]"
+            )
         yield sample
 
 

@@ -6,13 +6,14 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from threading import Thread
 from typing import Any
 
 import torch
 from torch import distributed
-from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from ecoflap.core.errors import EcoflapError, RankError, SaidElsewhereError, one_line
 from ecoflap.core.ranks.launch import are_several
@@ -41,11 +42,14 @@ def joined(comes: float = _COMES) -> Iterator[Ranks]:
         yield ALONE
         return
     has_device = _has_own_device()
-    watch = _watch(comes)
+    place = _Place.told()
+    store = place.store("ecoflap", comes)
+    store.set_timeout(timedelta(seconds=30))
+    watch = Watch(store, place.rank, place.size)
     try:
         by_device = watch.wait_for_all(comes, has_device=has_device)  # one backend for all: with two they would hang
         watch.start()
-        group = _group(watch, by_device=by_device)
+        group = _group(watch, place.store("ecoflap group", comes), by_device=by_device)
         processes = Processes(watch, group, by_device=by_device)
         yield processes
         processes.part()
@@ -90,22 +94,47 @@ def _has_own_device() -> bool:
     return int(os.environ.get("LOCAL_WORLD_SIZE") or there) <= there
 
 
-def _watch(seconds: float) -> Watch:
-    """Give what watches over them, by a connection of its own to the store: one serves one thread at a time.
+@dataclass(frozen=True)
+class _Place:
+    """Says which of the processes this is, and where they find each other."""
 
-    :param seconds: How long to try.
-    """
-    try:
-        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        if not 0 < port < 2**16:
-            raise ValueError(f"MASTER_PORT is {port}, and ports are from 1 to 65535")
-        store = _store(host, port, seconds, holds=rank == 0 and not held_by_starter())
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
-        raise RankError(_cannot_meet(error)) from error
-    store.set_timeout(timedelta(seconds=30))
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return Watch(PrefixStore(f"ecoflap {attempt}", store), rank, size)
+    host: str
+    port: int
+    rank: int
+    size: int
+
+    @classmethod
+    def told(cls) -> "_Place":
+        """Read it from the environment.
+
+        :raises RankError: With what is not said there, or is none.
+        """
+        try:
+            host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+            rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+            if not 0 < port < 2**16:
+                raise ValueError(f"MASTER_PORT is {port}, and ports are from 1 to 65535")
+            if not 0 <= rank < size:
+                raise ValueError(f"RANK is {rank}, and the ranks of {size} processes are from 0 to {size - 1}")
+        except (ValueError, KeyError) as error:
+            raise RankError(_cannot_meet(error)) from error
+        return cls(host, port, rank, size)
+
+    def store(self, use: str, seconds: float) -> PrefixStore:
+        """Connect to the store, anew for each use: a connection serves one thread at a time.
+
+        torchrun keeps its store when it starts processes again, and what those of before have left there, such as their
+        addresses, would be taken for these. So each attempt has names of its own.
+
+        :param use: What it is for, by which its names begin.
+        :param seconds: How long to try.
+        :raises RankError: Where it cannot be reached.
+        """
+        try:
+            store = _store(self.host, self.port, seconds, holds=self.rank == 0 and not held_by_starter())
+        except (OSError, RuntimeError) as error:
+            raise RankError(_cannot_meet(error)) from error
+        return PrefixStore(f"{use} {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def _store(host: str, port: int, seconds: float, *, holds: bool) -> TCPStore:
@@ -152,13 +181,17 @@ def _wait_for_answer(host: str, port: int, until: float) -> None:
         time.sleep(_BETWEEN)
 
 
-def _group(watch: Watch, *, by_device: bool) -> Any:
+def _group(watch: Watch, store: Store, *, by_device: bool) -> Any:
     """Let the processes connect; give the group by which main memory is sent, None where that is the one of all.
 
+    :param store: By which they tell each other their addresses.
     :raises RankError: With the one that has ended meanwhile: all had come. Or with what keeps them apart.
     """
+    store.set_timeout(_WAITS)  # nccl connects two of them when they first speak to each other
     try:
-        distributed.init_process_group("nccl" if by_device else "gloo", timeout=_WAITS)
+        distributed.init_process_group(
+            "nccl" if by_device else "gloo", timeout=_WAITS, store=store, rank=watch.rank, world_size=watch.size
+        )
         return distributed.new_group(backend="gloo", timeout=_WAITS) if by_device else None
     except ValueError as error:
         raise RankError(_cannot_meet(error)) from error
@@ -175,5 +208,6 @@ def _cannot_meet(error: Exception) -> str:
     why = f"{error.args[0]} is not set" if isinstance(error, KeyError) else str(error)
     return (
         f"the processes of this run cannot find each other by what the environment says, as torchrun sets RANK, "
-        f"WORLD_SIZE, MASTER_ADDR and MASTER_PORT, where torchrun itself or rank 0 has to answer: {why}"
+        f"WORLD_SIZE, MASTER_ADDR and MASTER_PORT, where torchrun itself or rank 0 has to answer: {why}. Where nothing "
+        f"has started several processes, these are left over: unset RANK WORLD_SIZE"
     )

@@ -20,13 +20,30 @@ _QUIET = ("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def are_several() -> bool:
-    """Say whether this is one of several processes: torchrun says so in the environment, and so does this."""
-    return int(os.environ.get("WORLD_SIZE") or 1) > 1 and "RANK" in os.environ
+    """Say whether this is one of several processes: torchrun says so in the environment, and so does this.
+
+    What is no number says so too, and is refused where they are to find each other.
+    """
+    size = os.environ.get("WORLD_SIZE") or "1"
+    return "RANK" in os.environ and (int(size) > 1 if size.isdecimal() else True)
 
 
 def is_first() -> bool:
     """Say whether this is the first of the processes, or the only one."""
     return not are_several() or os.environ["RANK"] == "0"
+
+
+def refuse_left_over(processes: int) -> None:
+    """Refuse to start so many processes where the environment says that this is one of several, and nothing started it.
+
+    :raises RankError: With what to unset. A process that torchrun or ``--processes`` has started may be told both.
+    """
+    if processes > 1 and are_several() and "TORCHELASTIC_USE_AGENT_STORE" not in os.environ:
+        raise RankError(
+            f"--processes {processes} starts processes, and RANK={os.environ['RANK']} and "
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']} say that this is one of several already. Unset them where they are "
+            f"left over: unset RANK WORLD_SIZE; or leave --processes out"
+        )
 
 
 def quieten() -> None:
@@ -38,10 +55,10 @@ def quieten() -> None:
 def refuse_several(command: str) -> None:
     """Refuse to let several processes do a command that each of them would do the whole of, in one folder.
 
-    :raises RankError: In the first of them. The others end as though all were well: torchrun ends all as soon as one
-        fails, and might do so before the first has spoken.
+    :raises RankError: In the first of them. Others that torchrun has started end as though all were well: it ends all
+        as soon as one fails, and might do so before the first has spoken.
     """
-    if not is_first():
+    if not is_first() and "TORCHELASTIC_RUN_ID" in os.environ:
         sys.exit(0)
     require_alone(command)
 
@@ -56,7 +73,8 @@ def require_alone(command: str) -> None:
     several = "; ecoflap sweep … --processes 2 does two runs at once" if command == "sweep" else ""
     raise RankError(
         f"ecoflap {command} is for one process, and WORLD_SIZE says that there are {os.environ['WORLD_SIZE']}: "
-        f"torchrun shares ecoflap run alone. Start it without torchrun{several}"
+        f"torchrun shares ecoflap run alone. Start it without torchrun, and unset RANK and WORLD_SIZE where they are "
+        f"left over{several}"
     )
 
 

@@ -47,7 +47,8 @@ def refine_block(view: BlockView, refiner: PartSpec, number: int, emit: Callable
 def refine(view: RefinedView, refiner: PartSpec, number: int, emit: Callable[[Event], None]) -> Refined:
     """Let a refiner train a view, and take back what made it worse.
 
-    One that knows a ``gentler`` one is tried again by that, from where it began.
+    It is not called for one that has no error at all, as of a block that was left whole. One that knows a ``gentler``
+    one is tried again by that, from where it began.
 
     :param view: Opened.
     :param number: Which of its refiners it is, from 0.
@@ -61,8 +62,9 @@ def refine(view: RefinedView, refiner: PartSpec, number: int, emit: Callable[[Ev
             f"{view.name}: as it was pruned it is infinitely far from the dense model on the calibration data, or what "
             f"it gives is NaN, so that {refiner.use} has nothing to begin from. Prune less, or leave it out of refine:"
         )
-    tries, is_better, after = min(view.failed_before(), _TRIES - 1), False, dict[str, float]()
-    one = _gentlest(refiner, tries)
+    has_error = any(before.values())
+    tries, is_better, after = min(view.failed_before(), _TRIES - 1), False, {} if has_error else before
+    one = _gentlest(refiner, tries) if has_error else None
     while one is not None and not is_better:
         view.begin_try(tries)
         who = f"the refiner {refiner.use}, at {view.name},"
@@ -76,8 +78,9 @@ def refine(view: RefinedView, refiner: PartSpec, number: int, emit: Callable[[Ev
         if not is_better:
             weights.restore()
             one = _gentler(one, refiner.use) if tries < _TRIES else None
-    for sentence in _doubts(view, refiner, before, after, tries):
-        emit(Warned(sentence))
+    if has_error:
+        for sentence in _doubts(view, refiner, before, after, tries):
+            emit(Warned(sentence))
     done = Refined(view.name, refiner.use, before, after, is_better, perf_counter() - started, number)
     emit(done)
     return done

@@ -123,7 +123,7 @@ def run(
         log = (RunLog if ranks.rank == 0 else SilentLog)(run_folder, Observers(registry.observers()))
         run_model = RunModel(prepared, log, target, ranks.first(partial(held_in, prepared, run_folder)))
         data = RunData(prepared, run_model, log)
-        return carry_out(RunState(prepared, run_folder, log, run_model, data, accept_change, ranks=ranks))
+        return carry_out(RunState(prepared, run_folder, log, run_model, data, accept_change, ranks=ranks), target)
 
 
 def _checked(
@@ -147,10 +147,13 @@ def default_name(recipe: Recipe | Mapping[str, Any] | str | Path, set_: Sequence
     return re.sub(r"[^\w.-]+", "-", "-".join([stem, *telling]))[:_LONGEST_NAME].strip("-.") or "run"
 
 
-def carry_out(state: RunState) -> Run:
-    """Do every stage that is not done yet, and tell observers how it went."""
+def carry_out(state: RunState, target: Path) -> Run:
+    """Do every stage that is not done yet, and tell observers how it went.
+
+    :param target: The run folder that this process was given, which is to be the one that the first has opened.
+    """
     here, code = versions(_used(state)), code_of_parts(_used(state))
-    check_same(state.ranks, state.recipe, state.folder.path, here, code)
+    check_same(state.ranks, state.recipe, target, here, code)
     check_same_device(state.ranks, state.model.device)
     check_sendable(state.ranks, state.prepared.pruners)
     state.ranks.first(partial(_claim, state))

@@ -23,7 +23,7 @@ def check_same(
 ) -> None:
     """Refuse processes that were given different recipes or folders, or that have other versions or other code.
 
-    :param folder: That of the run, into which the first writes and from which all may read.
+    :param folder: That which this process was given. The first writes into its own, and all may read there.
     :param versions: Those of this process.
     :param code: That of their own parts.
     :raises RunError: With the ranks and what differs.

@@ -22,6 +22,12 @@ class RecipeProblems(RecipeError):
         return "\n".join([f"{len(self.problems)} problems in {self.source}", *self.problems])
 
 
+_OBJECT = (  # pydantic's own sentence is about its validators
+    "this takes an object of Python's, and none can be written here. Let the part take what can: a number, a text, a "
+    "list, a mapping or a Path, of which it makes the object."
+)
+
+
 class Problems:
     """Collects what is wrong with one document, in the order of its lines.
 
@@ -61,6 +67,8 @@ class Problems:
         for detail in error.errors(include_url=False):
             if detail["type"] == "missing":
                 self.add((*path, *detail["loc"]), "required, and missing.")
+            elif detail["type"] == "needs_python_object":
+                self.add(self._written(path, detail["loc"]), _OBJECT)
             else:
                 inside = self._written(path, detail["loc"])
                 self.add(inside, f"{_sentence(detail['msg'])}, not {described(detail['input'])}.")

@@ -102,12 +102,13 @@ def _exported(view: View, module: nn.Module, inputs: Mapping[str, Tensor], opset
         # Equal names of axes are said to be one axis, and torch's own modules are out of date with each other.
         warnings.simplefilter("ignore")
         try:
-            try:
-                program = write(module, tuple(inputs.values()))
-            except Exception as error:
-                if UNSOLVED not in str(_first(error)):
-                    raise
-                program = write(_captured(module, inputs, axes))
+            with _buffers_of_their_own(module):
+                try:
+                    program = write(module, tuple(inputs.values()))
+                except Exception as error:
+                    if UNSOLVED not in str(_first(error)):
+                        raise
+                    program = write(_captured(module, inputs, axes))
         except Exception as error:
             raise ModelError(
                 f"view {view.name!r}: torch cannot export it to ONNX: {_first_cause(error, list(inputs))}. Export "
@@ -121,6 +122,24 @@ def _exported(view: View, module: nn.Module, inputs: Mapping[str, Tensor], opset
             f"or use another version of torch."
         )
     return model
+
+
+@contextmanager
+def _buffers_of_their_own(module: nn.Module) -> Iterator[None]:
+    """Have buffers that are views of other tensors, as transformers leaves some that it has read, be none for a while.
+
+    torch looks at what a view is of, and refuses one that was widened: what it is of is still in 16 bits.
+    """
+    buffers = [(one, name, buffer) for one in module.modules() for name, buffer in one._buffers.items()]
+    views = [(one, name, buffer) for one, name, buffer in buffers if buffer is not None and buffer._is_view()]
+    own = {id(buffer): buffer.data for *_, buffer in views}  # several modules may have the same one
+    try:
+        for one, name, buffer in views:
+            one._buffers[name] = own[id(buffer)]
+        yield
+    finally:
+        for one, name, buffer in views:
+            one._buffers[name] = buffer
 
 
 def _captured(module: nn.Module, inputs: Mapping[str, Tensor], axes: Sequence[Mapping[int, str]]) -> Any:

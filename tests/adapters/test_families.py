@@ -28,6 +28,7 @@ from ecoflap.core.contracts.records import Batch, Sample
 from ecoflap.core.errors import DataError, EcoflapError
 from ecoflap.core.export.surroundings import save_surroundings
 from ecoflap.core.forward.capture import watching, without_fast_path
+from ecoflap.core.guards.left_as_given import left_as_given
 from ecoflap.core.model.anatomy import Anatomy, Layer, Source
 from ecoflap.core.model.never_pruned import why_left_out
 from ecoflap.core.model.source import in_memory, open_source
@@ -129,6 +130,16 @@ def test_a_loss_is_of_logits_unless_its_adapter_says_why_not(case: Case):
         case.adapter.loss(case.model, case.batches[0])
     why_not = options_of(AdapterOptions, case.adapter).why_no_logits(case.model)
     assert bool(seen) is (why_not is None)
+
+
+def test_what_looks_at_a_model_first_leaves_it_as_it_was_given(case: Case):
+    """An export or an evaluation of a model that was read anew, which nobody has asked for a loss yet."""
+    adapter: Any = case.adapter
+    with torch.no_grad(), left_as_given("an exporter", case.model, "", is_on_disk=False):
+        if hasattr(adapter, "export_views"):
+            with suppress(EcoflapError):  # of a model that has no view
+                adapter.export_views(case.model)
+        adapter.loss(case.model, case.batches[0])
 
 
 @thorough

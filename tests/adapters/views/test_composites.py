@@ -160,3 +160,16 @@ def test_a_plan_refuses_what_will_not_be_exported():
     (problem,) = TorchScript(views=("vision", "all")).problems(context)
     assert problem.startswith("views: all cannot be exported of this model: modeling_ovis2.py:")
     assert problem.endswith("Name others (vision, language). Use the exporter safetensors or hugging_face.")
+
+
+@pytest.mark.parametrize("name", ["florence2", "llava", "kosmos2"])
+def test_images_are_as_large_as_the_processor_makes_them(name: str):
+    """Florence-2's configuration does not say how large that is."""
+    from PIL import Image
+
+    row = row_of(name)
+    adapter: Any = row.adapter()
+    made = adapter.processor.image_processor(images=Image.new("RGB", (40, 30)), return_tensors="pt")["pixel_values"]
+    views = {view.name: view for view in adapter.export_views(row.build())}
+    for view in ("vision", "all"):
+        assert views[view].inputs["pixel_values"].shape[1:] == made.shape[1:]

@@ -34,6 +34,7 @@ def test_each_of_several_is_not_asked_again(ecoflap_command, monkeypatch, tmp_pa
     monkeypatch.setattr(memory, "available_memory", lambda: 0)
     monkeypatch.setenv("WORLD_SIZE", "1000")
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     code, _, err = ecoflap_command("run", tmp_path / "none.yaml", "--processes", 1000)
     assert code == 2
     assert "GB of memory" not in err

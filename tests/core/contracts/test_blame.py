@@ -96,6 +96,25 @@ def test_what_is_yielded_one_by_one_is_told_the_same_way():
         list(blaming_each("the scorer mine", part()))
 
 
+def test_a_generator_that_lets_a_stop_iteration_out_is_told_where_it_did():
+    """Python raises another error in its place, which happened nowhere in the part."""
+
+    def part():
+        yield 1
+        next(iter([]))
+
+    with pytest.raises(PartError, match=rf"StopIteration\. It happened in {Path(__file__).name}:\d+, part\.$"):
+        list(blaming_each("the scorer mine", part()))
+
+
+def test_what_happened_in_no_code_of_a_parts_is_told_without_a_place():
+    class Odd:
+        __iter__ = 7
+
+    with pytest.raises(PartError, match=r"^the scorer mine raised TypeError: 'int' object is not callable\.$"):
+        list(blaming_each("the scorer mine", Odd()))
+
+
 def test_where_a_part_is_that_has_yielded_some_is_told_by_the_last_of_them():
     def part():
         yield from ("first", "second")

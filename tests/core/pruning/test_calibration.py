@@ -9,6 +9,7 @@ from torch import nn
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.contracts.blame import PartError
 from ecoflap.core.contracts.records import Sample
+from ecoflap.core.errors import DataError
 from ecoflap.core.pruning.calibration import Calibration, read_samples
 
 
@@ -74,3 +75,17 @@ def test_a_dataset_that_raises_is_named_with_how_many_samples_it_has_given():
     said = r"^the dataset Torn, behind sample 2, raised KeyError: 'three'\. It happened in test_calibration\.py:\d+, "
     with pytest.raises(PartError, match=said):
         read_samples(spec("dataset", Torn()), LlamaAdapter(), nn.Identity(), print)
+
+
+def test_a_dataset_that_returns_nothing_is_named():
+    with pytest.raises(DataError, match=r"^the dataset function returned None; it yields a Sample each time"):
+        read_samples(spec("dataset", lambda adapter, model, note: None), LlamaAdapter(), nn.Identity(), print)
+
+
+@pytest.mark.parametrize("tokens", [[3, 17, 5], torch.tensor([[3, 17, 5]]), torch.tensor(3)])
+def test_tokens_that_are_no_row_of_numbers_are_the_datasets(tokens):
+    """They were blamed on the adapter, which cannot put them together."""
+    sample = Sample()
+    vars(sample)["tokens"] = tokens
+    with pytest.raises(DataError, match=r"^the dataset function gave a Sample whose tokens are .*one dimension"):
+        read_samples(spec("dataset", lambda adapter, model, note: [sample]), LlamaAdapter(), nn.Identity(), print)

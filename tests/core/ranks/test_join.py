@@ -164,7 +164,7 @@ def test_one_that_dies_while_they_connect_is_found_out(tmp_path, monkeypatch, ca
     for name, seconds in {"EVERY": 0.02, "SILENT": 0.5, "_GRACE": 0.2}.items():
         monkeypatch.setattr(watching, name, seconds)
     connect = joining._group
-    monkeypatch.setattr(joining, "_group", lambda watch, **by: os._exit(3) if watch.rank else connect(watch, **by))
+    monkeypatch.setattr(joining, "_group", lambda *of, **by: os._exit(3) if of[0].rank else connect(*of, **by))
     ended = several(2, lambda ranks: None, tmp_path, Started(hears=False))
     assert [one.code for one in ended] == [2, 3]
     assert "ecoflap: rank 1 of 2 has ended this run: its process is gone. The same command" in capfd.readouterr().err
@@ -176,8 +176,8 @@ def test_where_the_first_dies_while_they_connect_what_held_the_store_is_said_to_
         monkeypatch.setattr(watching, name, seconds)
     connect = joining._group
 
-    def die_or_connect(watch, *, by_device):
-        return os._exit(3) if watch.rank == 0 else connect(watch, by_device=by_device)
+    def die_or_connect(watch, store, *, by_device):
+        return os._exit(3) if watch.rank == 0 else connect(watch, store, by_device=by_device)
 
     monkeypatch.setattr(joining, "_group", die_or_connect)
     first, second = several(2, lambda ranks: None, tmp_path, Started(holds=False, hears=False))
@@ -186,14 +186,14 @@ def test_where_the_first_dies_while_they_connect_what_held_the_store_is_said_to_
 
 
 def test_what_keeps_processes_apart_that_have_all_come_is_said(store, monkeypatch):
-    def fail(backend, timeout):
+    def fail(backend, timeout, store, rank, world_size):
         raise RuntimeError("no route to host")
 
     monkeypatch.setattr(watching, "SILENT", -5.0)  # none is waited for
     monkeypatch.setattr(joining.distributed, "init_process_group", fail)
     said = r"^all processes have come, and cannot connect to each other: no route to host\. .*GLOO_SOCKET_IFNAME"
     with pytest.raises(RankError, match=said):
-        joining._group(Watch(store, 1, 2), by_device=False)
+        joining._group(Watch(store, 1, 2), store, by_device=False)
 
 
 @pytest.mark.parametrize("with_device", ["0", "1"])
@@ -226,6 +226,9 @@ def test_one_that_is_killed_behind_the_run_is_named(tmp_path):
         ({"MASTER_ADDR": None}, "MASTER_ADDR is not set"),
         ({"MASTER_PORT": "a"}, "'a'"),
         ({"MASTER_PORT": "99999"}, "MASTER_PORT is 99999"),
+        ({"RANK": "2"}, "RANK is 2, and the ranks of 2 processes are from 0 to 1"),
+        ({"RANK": "-1"}, "RANK is -1"),
+        ({"WORLD_SIZE": "two"}, "'two'.* unset RANK WORLD_SIZE"),
     ],
 )
 def test_an_environment_that_names_no_place_is_refused(wrong, said, monkeypatch):

@@ -184,6 +184,16 @@ def test_the_command_starts_itself_in_several_processes(ecoflap_command, monkeyp
     assert asked == [(2, [sys.executable, "-P", "-m", "ecoflap", "run", "any.yaml", "--processes", "2"])]
 
 
+def test_processes_are_not_started_by_what_says_that_it_is_one_of_several(ecoflap_command, monkeypatch):
+    """Nobody has started it: the variables are left over in a shell, and it would wait for others."""
+    monkeypatch.setattr("ecoflap.core.cli.main.launch", lambda *arguments: pytest.fail("started"))
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, _, err = ecoflap_command("run", "any.yaml", "--processes", "2")
+    assert code == 2
+    assert "--processes 2 starts processes, and RANK=0 and WORLD_SIZE=2 say that this is one of several already" in err
+
+
 OF_ONE = [("sweep", "any"), ("export", "any", "--to", "onnx"), ("densify", "a", "b"), ("compare", "a")]
 
 
@@ -196,4 +206,6 @@ def test_only_a_run_is_shared_and_the_first_of_several_says_so(asked, ecoflap_co
     assert f"ecoflap {asked[0]} is for one process, and WORLD_SIZE says that there are 2" in err
     assert ("ecoflap sweep … --processes 2" in err) == (asked[0] == "sweep")
     monkeypatch.setenv("RANK", "1")
+    assert ecoflap_command(*asked)[0] == 2  # the variables are left over, and nothing was done
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     assert ecoflap_command(*asked) == (0, "", "")  # nothing may fail before the first has spoken

@@ -407,6 +407,16 @@ class Second(Ranks):
 RUN = str(Path("run").absolute())
 
 
+def test_another_folder_is_named_with_its_rank(recipes, tmp_path):
+    def run(ranks):
+        ecoflap.run(recipes["sums"], folder=tmp_path / f"run {ranks.rank}", ranks=ranks)
+
+    first, second = several(2, run, tmp_path)
+    assert (first.code, second.code) == (2, 2)
+    assert f"rank 1 has another folder: {tmp_path}/run 0 vs {tmp_path}/run 1 (rank 0's vs its own)" in first.said
+    assert not (tmp_path / "run 1").exists()
+
+
 def test_a_folder_is_to_be_the_same_in_all(plain):
     """Each reads from its own what the first has written into its."""
     recipe = parse_recipe(plain(), registry=load_registry())

@@ -42,6 +42,21 @@ def started(plain, pico, tmp_path_factory):
     return started
 
 
+KILLED_ONCE = """
+import os, runpy, signal, sys, time
+from pathlib import Path
+from threading import Thread
+
+def kill():
+    while not any(Path(sys.argv[-1], "blocks").glob("*.safetensors")):
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if os.environ["RANK"] == "{rank}" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+    Thread(target=kill, daemon=True).start()
+runpy.run_module("ecoflap", run_name="__main__")
+"""
+"""The command, in a process that is killed behind its first block, unless it was started anew."""
 RUN = ("ecoflap", "run", "recipe.yaml")
 TORCHRUN = ("torch.distributed.run", "--nproc-per-node", "2", "-m")
 
@@ -57,3 +72,13 @@ def test_two_processes_come_to_the_bits_of_one(started, command, alone, lasting,
     found = lasting(alone)
     assert {"plan.json", "scores.jsonl", "masks.safetensors"} <= found.keys()
     assert lasting(started(request.node.callspec.id, *command)) == found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_torchrun_starts_anew_goes_on(started, alone, lasting, rank, tmp_path):
+    """It keeps its store, where the addresses of processes that are gone lie."""
+    script = tmp_path / "killed_once.py"
+    script.write_text(KILLED_ONCE.replace("{rank}", str(rank)))
+    torchrun = (*TORCHRUN[:-1], "--max-restarts", "1", str(script), "run", "recipe.yaml")
+    assert lasting(started(f"killed {rank}", *torchrun)) == lasting(alone)

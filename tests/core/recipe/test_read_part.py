@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+import torch
 
 from ecoflap.core.errors import EcoflapError
 from ecoflap.core.recipe.load import load_recipe, parse_recipe
@@ -188,6 +189,17 @@ def importing(registry, monkeypatch):
     """The registry, for which this file is a module that a recipe may name."""
     monkeypatch.setitem(sys.modules, __name__, sys.modules[Nested.__module__])
     return replace(registry, allow_code=True)
+
+
+class OfATensor(Scores):
+    def __init__(self, offset: torch.Tensor | None = None): ...
+
+
+def test_an_object_that_yaml_cannot_have_is_told_in_a_sentence(registry):
+    score = {"use": OfATensor, "offset": 2}
+    recipe = {"version": 1, "model": "m", "sparsity": 0.5, "prune": "magnitude", "score": score}
+    with pytest.raises(EcoflapError, match=r"score\.offset: this takes an object of Python's, and none can be written"):
+        parse_recipe(recipe, registry=registry)
 
 
 def test_a_path_inside_of_a_parameter_is_relative_to_the_file_too(importing, tmp_path):

@@ -125,6 +125,18 @@ def test_a_block_that_is_infinitely_far_from_the_dense_one_is_named(case):
         refined(one, Step(0.05))
 
 
+def test_what_has_no_error_is_not_trained(case):
+    """A block that was left whole: nothing can be better, and no advice helps."""
+    one = case(target="own")
+    for layer in one.layers:
+        layer.weight.data.copy_(one.weights[layer.name])
+    done, events = refined(one, lambda view: pytest.fail("trained"))
+    assert events == [done]
+    assert (done.is_kept, dict(done.before), dict(done.after)) == (
+        False, {"training": 0.0, "held_out": 0.0}, {"training": 0.0, "held_out": 0.0}
+    )  # fmt: skip
+
+
 class Gentler(Step):
     """A step that knows a smaller one; ``rates`` are those that were taken."""
 

@@ -280,6 +280,32 @@ def test_sixteen_bits_are_computed_in_float32_and_stored_in_16(tmp_path, dtype, 
         assert all(t.stored_bytes <= (t.nonzeros / (96 * 64) + 1 / 16) * 1.02 * t.dense_bytes for t in written.tensors)
 
 
+class Shifted(Toy):
+    """Adds a buffer that is a view of another tensor, as transformers leaves some that it has read in 16 bits."""
+
+    def __init__(self):
+        super().__init__()
+        self.to(torch.bfloat16)
+        self.register_buffer("shift", torch.full((2, 48), 0.75, dtype=torch.bfloat16)[0])
+
+    def forward(self, ids):
+        logits, hidden = super().forward(ids)
+        return logits + self.shift, hidden
+
+
+def test_a_buffer_in_16_bits_may_be_a_view(tmp_path):
+    model = Shifted().eval()
+    masks, shift, before = pruned(model, ("up.weight", "down.weight")), model.shift, bits(model)
+    export(Onnx(views=("text",)), model, masks, tmp_path)
+    assert model.shift is shift
+    assert same(before, bits(model))
+    ids = torch.arange(10).reshape(2, 5)
+    logits = ort.InferenceSession(tmp_path / "text.onnx").run(None, {"ids": ids.numpy()})[0]
+    with torch.no_grad():
+        expected = model.float()(ids)[0]
+    torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=1e-5, atol=1e-5)
+
+
 def pattern_in(mask):
     return pattern_of(pack(mask), tuple(mask.shape))
 
