@@ -1,6 +1,7 @@
 """Make small inputs for a model by its configuration and by what its forward takes, to watch it run."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from inspect import signature
 from typing import Any
 
@@ -73,7 +74,7 @@ def image_inputs(model: nn.Module, processor: Any = None) -> Iterator[Inputs]:
     config: Any = model.config
     inner = (find(config, name) for name in ("vision_config", "encoder.vision_config", "encoder"))
     seen = next((one for one in inner if find(one, "patch_size") is not None), find(config, "vision_config") or config)
-    known, size = arguments_of(model.forward), _size(seen, processor)
+    known = arguments_of(model.forward)
     channels = find(seen, "num_channels", int) or find(seen, "in_channels", int) or 3
     if "image_grid_thw" in known:
         inputs = _in_patches(seen, channels)
@@ -84,6 +85,7 @@ def image_inputs(model: nn.Module, processor: Any = None) -> Iterator[Inputs]:
     if known & {"image_position_ids", "spatial_shapes", "image_patches"}:
         yield _in_rows(config, seen, channels, known)
         return
+    size = _size(seen, processor)
     plain = {"pixel_values": torch.ones(ROWS, channels, size, size)}
     sizes = {"image_sizes": torch.tensor([[size, size]] * ROWS)}
     if "aspect_ratio_ids" in known:
@@ -131,14 +133,20 @@ def _size(seen: Any, processor: Any) -> int:
 
 
 def _made_by(processor: Any) -> int | None:
-    """Give the side of what a processor makes of an image, as Florence-2's configuration has none; None without one."""
+    """Give the side of what a processor makes of an image, as Florence-2's configuration has none.
+
+    None where there is no processor, or where it makes no square images.
+    """
     prepare = getattr(processor, "image_processor", None)
     if prepare is None:
         return None
     from PIL import Image
 
-    made = prepare(images=Image.new("RGB", (64, 64)), return_tensors="pt")
-    return int(made["pixel_values"].shape[-1])
+    with suppress(Exception):  # one that wants more than an image, or makes no tensor of it
+        made = prepare(images=Image.new("RGB", (64, 64)), return_tensors="pt")["pixel_values"]
+        *others, height, width = made.shape
+        return int(width) if len(others) > 1 and height == width else None
+    return None
 
 
 def _tiles(config: Any, size: int) -> int:

@@ -79,7 +79,7 @@ def _place_of(error: BaseException) -> str:
     if not theirs and error.__cause__ is not None:  # Python itself raises where a generator let a StopIteration out
         theirs = _of_a_part(traceback.extract_tb(error.__cause__.__traceback__))
     if not theirs:
-        theirs = [frame for frame in frames[-1:] if Path(frame.filename).resolve() != Path(__file__).resolve()]
+        theirs = [frame for frame in frames[-1:] if not Path(frame.filename).resolve().is_relative_to(_CORE)]
     return "".join(f" It happened in {Path(at.filename).name}:{at.lineno}, {at.name}." for at in theirs[-1:])
 
 

@@ -51,8 +51,8 @@ class Refined:
         ``held_out``. A pruner that mends another one's choice, as ``refit`` does, looks at all of them: it has the mean
         over the layers under ``training``, and nothing held out.
     :param after: The same afterwards; empty where weights were NaN or infinite.
-    :param is_kept: False where it was worse on held-out batches, or in every layer, so that the weights are what they
-        were before.
+    :param is_kept: False where it was worse on held-out batches, or in every layer, or where nothing could be better:
+        the weights are what they were before.
     :param seconds: It took so long; a pruner with what it mends.
     :param number: Which of the refiners of that block, or of the model, it is, from 0: two may be alike. None of a
         pruner.

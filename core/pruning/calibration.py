@@ -95,9 +95,11 @@ def read_samples(
     who = f"the dataset {data.use}"
     with blaming(who):
         read = data.built(adapter, model, note)
-    if not isinstance(read, Iterable):
+    if not isinstance(read, Iterable) and not hasattr(read, "__getitem__"):  # by which iter() reads torch's datasets
         raise DataError(f"{who} returned {shown(read)}; it yields a Sample each time")
-    each = blaming_each(who, read, lambda number, _: f", behind sample {number},")
+    with blaming(who):
+        samples = iter(read)
+    each = blaming_each(who, samples, lambda number, _: f", behind sample {number},")
     return tuple(_each_checked(who, islice(each, most)))
 
 

@@ -72,7 +72,7 @@ def require_alone(command: str) -> None:
         return
     several = "; ecoflap sweep … --processes 2 does two runs at once" if command == "sweep" else ""
     raise RankError(
-        f"ecoflap {command} is for one process, and WORLD_SIZE says that there are {os.environ['WORLD_SIZE']}: "
+        f"ecoflap {command} is for one process, and WORLD_SIZE is {os.environ['WORLD_SIZE']}: "
         f"torchrun shares ecoflap run alone. Start it without torchrun, and unset RANK and WORLD_SIZE where they are "
         f"left over{several}"
     )
@@ -143,6 +143,7 @@ def _environment(rank: int, size: int, port: int) -> dict[str, str]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "0",  # this may itself be of a second attempt of torchrun's
     }
 
 

@@ -111,7 +111,7 @@ class RecordedRefinement(_Entry):
     :param before: Its objective before, on batches for ``training`` and on those that were ``held_out``, which a pruner
         has none of.
     :param after: The same afterwards; empty where weights were NaN or infinite.
-    :param is_kept: False where it was undone.
+    :param is_kept: False where it was undone, or had nothing to do.
     :param number: Which of the refiners of that block, or of the model, it is, from 0. A pruner has none, nor have
         reports from before.
     """

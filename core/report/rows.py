@@ -41,7 +41,8 @@ def refined_rows(refined: Iterable[RecordedRefinement]) -> Iterator[tuple[str, .
         before = [_objective(one.before, on) for on in ("training", "held_out")]
         after = [_objective(one.after, on) if one.after else "not finite" for on in ("training", "held_out")]
         pairs = (text for both in zip(before, after, strict=True) for text in both)
-        yield one.name, one.refiner, *pairs, "kept" if one.is_kept else "undone"
+        outcome = "kept" if one.is_kept else "undone" if any(one.before.values()) else "no error"
+        yield one.name, one.refiner, *pairs, outcome
 
 
 def _objective(found: Mapping[str, float], on: str) -> str:

@@ -49,7 +49,8 @@ from ecoflap.core.run.run_model import RunModel, held_in
 from ecoflap.core.run.run_state import RunState, stage_of_round
 from ecoflap.core.run.same_ranks import (
     check_enough_batches,
-    check_same,
+    check_same_asked,
+    check_same_code,
     check_same_device,
     check_same_evaluated,
     check_same_found,
@@ -118,12 +119,12 @@ def run(
         stack.enter_context(run_eagerly(model))
         stack.enter_context(whole_float32())
         prepared = prepare(checked, registry, model, processor, own=target)
-        ranks.gather(None)  # until all have read the recipe, which may lie in the folder that fresh empties
+        check_same_asked(ranks, checked, target)  # by now all have read the recipe, which fresh may delete
         run_folder = ranks.first(lambda: stack.enter_context(open_run(target, fresh=fresh)))
         log = (RunLog if ranks.rank == 0 else SilentLog)(run_folder, Observers(registry.observers()))
         run_model = RunModel(prepared, log, target, ranks.first(partial(held_in, prepared, run_folder)))
         data = RunData(prepared, run_model, log)
-        return carry_out(RunState(prepared, run_folder, log, run_model, data, accept_change, ranks=ranks), target)
+        return carry_out(RunState(prepared, run_folder, log, run_model, data, accept_change, ranks=ranks))
 
 
 def _checked(
@@ -147,13 +148,10 @@ def default_name(recipe: Recipe | Mapping[str, Any] | str | Path, set_: Sequence
     return re.sub(r"[^\w.-]+", "-", "-".join([stem, *telling]))[:_LONGEST_NAME].strip("-.") or "run"
 
 
-def carry_out(state: RunState, target: Path) -> Run:
-    """Do every stage that is not done yet, and tell observers how it went.
-
-    :param target: The run folder that this process was given, which is to be the one that the first has opened.
-    """
+def carry_out(state: RunState) -> Run:
+    """Do every stage that is not done yet, and tell observers how it went."""
     here, code = versions(_used(state)), code_of_parts(_used(state))
-    check_same(state.ranks, state.recipe, target, here, code)
+    check_same_code(state.ranks, here, code)
     check_same_device(state.ranks, state.model.device)
     check_sendable(state.ranks, state.prepared.pruners)
     state.ranks.first(partial(_claim, state))

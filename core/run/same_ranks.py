@@ -18,25 +18,34 @@ _OF_THE_FIRST = ("reuse", "model.config")
 """Keys that the first process alone reads, or a plan."""
 
 
-def check_same(
-    ranks: Ranks, recipe: Recipe, folder: Path, versions: Mapping[str, str], code: Mapping[str, PartCode]
-) -> None:
-    """Refuse processes that were given different recipes or folders, or that have other versions or other code.
+def check_same_asked(ranks: Ranks, recipe: Recipe, folder: Path) -> None:
+    """Refuse processes that were given different recipes or run folders, before anything in one of them is changed.
 
     :param folder: That which this process was given. The first writes into its own, and all may read there.
-    :param versions: Those of this process.
-    :param code: That of their own parts.
     :raises RunError: With the ranks and what differs.
     """
-    first, *others = ranks.gather((recipe.plain(), dict(versions), dict(code), str(folder.resolve())))
+    first, *others = ranks.gather((recipe.plain(), str(folder.absolute()), str(folder.resolve())))
     problems = []
     for rank, own in enumerate(others, 1):
         # A run may go on with other measures, or the weights elsewhere, but all of its processes take part in each.
         problems += [f"rank {rank} has another recipe: {one}" for one in differences(first[0], own[0], _OF_THE_FIRST)]
-        problems += [f"rank {rank} has {one}" for one in _other_versions(first[1], own[1])]
-        problems += [f"rank {rank} has {one}" for one in _other_code(first[2], own[2])]
-        if own[3] != first[3]:
-            problems.append(f"rank {rank} has another folder: {first[3]} vs {own[3]}")
+        if own[1] != first[1] and own[2] != first[2]:  # one path may lead elsewhere on a machine whose disk it is
+            problems.append(f"rank {rank} has another folder: {first[2]} vs {own[2]}")
+    _refuse(problems, "rank 0's vs its own")
+
+
+def check_same_code(ranks: Ranks, versions: Mapping[str, str], code: Mapping[str, PartCode]) -> None:
+    """Refuse processes that have other versions or other code.
+
+    :param versions: Those of this process.
+    :param code: That of their own parts.
+    :raises RunError: With the ranks and what differs.
+    """
+    first, *others = ranks.gather((dict(versions), dict(code)))
+    problems = []
+    for rank, own in enumerate(others, 1):
+        problems += [f"rank {rank} has {one}" for one in _other_versions(first[0], own[0])]
+        problems += [f"rank {rank} has {one}" for one in _other_code(first[1], own[1])]
     _refuse(problems, "rank 0's vs its own")
 
 

@@ -22,6 +22,8 @@ class RecipeProblems(RecipeError):
         return "\n".join([f"{len(self.problems)} problems in {self.source}", *self.problems])
 
 
+_NEEDS_OBJECT = "needs_python_object"
+"""What pydantic calls it where a type has no other check than isinstance."""
 _OBJECT = (  # pydantic's own sentence is about its validators
     "this takes an object of Python's, and none can be written here. Let the part take what can: a number, a text, a "
     "list, a mapping or a Path, of which it makes the object."
@@ -64,11 +66,14 @@ class Problems:
 
     def add_invalid(self, path: KeyPath, error: ValidationError) -> None:
         """Add everything that pydantic found wrong with the value at a path."""
-        for detail in error.errors(include_url=False):
+        details = error.errors(include_url=False)
+        written = {self._written(path, one["loc"]) for one in details if one["type"] != _NEEDS_OBJECT}
+        for detail in details:
             if detail["type"] == "missing":
                 self.add((*path, *detail["loc"]), "required, and missing.")
-            elif detail["type"] == "needs_python_object":
-                self.add(self._written(path, detail["loc"]), _OBJECT)
+            elif detail["type"] == _NEEDS_OBJECT:
+                if self._written(path, detail["loc"]) not in written:  # of a union, what can be written tells more
+                    self.add(self._written(path, detail["loc"]), _OBJECT)
             else:
                 inside = self._written(path, detail["loc"])
                 self.add(inside, f"{_sentence(detail['msg'])}, not {described(detail['input'])}.")

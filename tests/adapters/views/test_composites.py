@@ -12,6 +12,7 @@ from table import row_of
 from torch import Tensor
 from transformers_version import is_before
 
+from ecoflap.adapters.generic.examples import image_inputs
 from ecoflap.core.contracts.records import View
 from ecoflap.exporters.torchscript.exporter import TorchScript
 
@@ -173,3 +174,31 @@ def test_images_are_as_large_as_the_processor_makes_them(name: str):
     views = {view.name: view for view in adapter.export_views(row.build())}
     for view in ("vision", "all"):
         assert views[view].inputs["pixel_values"].shape[1:] == made.shape[1:]
+
+
+class Odd:
+    """A processor of images that makes something else of them, or nothing."""
+
+    def __init__(self, made: Any) -> None:
+        self.image_processor, self.made = self, made
+
+    def __call__(self, images: Any, return_tensors: str) -> Any:
+        if isinstance(self.made, Exception):
+            raise self.made
+        return self.made
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        KeyError("text"),
+        {"flattened_patches": torch.ones(1, 4, 5)},
+        {"pixel_values": [[1]]},
+        {"pixel_values": torch.ones(256, 1176)},
+        {"pixel_values": torch.ones(1, 3, 20, 30)},
+    ],
+)
+def test_a_processor_that_makes_no_square_images_says_nothing(made: Any):
+    model = row_of("florence2").build()
+    with_it, without = (list(image_inputs(model, processor)) for processor in (Odd(made), None))
+    assert [one["pixel_values"].shape for one in with_it] == [one["pixel_values"].shape for one in without]

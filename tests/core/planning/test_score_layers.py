@@ -270,7 +270,7 @@ def one_wrong(value):
             r"nan for the weight in row 1 and column 2, the first of 2 such; numbers of weights ",
         ),
         (one_wrong(float("inf")), r"inf for the weight in row 1 and column 2"),
-        (one_wrong(-1.0), r"-1\.0 for the weight in row 1 and column 2.* are finite and not negative$"),
+        (one_wrong(-1.0), r"-1\.0 for the weight in row 1 and column 2.* are finite in float32, and not negative$"),
         (torch.full((4, 4), 1e300, dtype=torch.float64), r"inf for the weight in row 0 and column 0, the first of 16"),
         (
             torch.ones(4, 3),

@@ -89,3 +89,22 @@ def test_tokens_that_are_no_row_of_numbers_are_the_datasets(tokens):
     vars(sample)["tokens"] = tokens
     with pytest.raises(DataError, match=r"^the dataset function gave a Sample whose tokens are .*one dimension"):
         read_samples(spec("dataset", lambda adapter, model, note: [sample]), LlamaAdapter(), nn.Identity(), print)
+
+
+class OfPlaces(torch.utils.data.Dataset):
+    """What torch calls a map-style dataset, which Python iterates over by its numbers."""
+
+    def __getitem__(self, number):
+        if number == 2:
+            raise IndexError
+        return Sample(text=f"text {number}")
+
+
+def test_a_dataset_that_is_read_by_numbers_is_read():
+    read = read_samples(spec("dataset", lambda adapter, model, note: OfPlaces()), LlamaAdapter(), nn.Identity(), print)
+    assert [sample.text for sample in read] == ["text 0", "text 1"]
+
+
+def test_a_dataset_that_takes_too_little_is_told_without_a_place_of_ours():
+    with pytest.raises(PartError, match=r"^the dataset function raised TypeError: .* takes 2 positional .* given\.$"):
+        read_samples(spec("dataset", lambda adapter, model: []), LlamaAdapter(), nn.Identity(), print)

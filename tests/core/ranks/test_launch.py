@@ -203,7 +203,7 @@ def test_only_a_run_is_shared_and_the_first_of_several_says_so(asked, ecoflap_co
     monkeypatch.setenv("RANK", "0")
     code, out, err = ecoflap_command(*asked)
     assert (code, out) == (2, "")
-    assert f"ecoflap {asked[0]} is for one process, and WORLD_SIZE says that there are 2" in err
+    assert f"ecoflap {asked[0]} is for one process, and WORLD_SIZE is 2" in err
     assert ("ecoflap sweep … --processes 2" in err) == (asked[0] == "sweep")
     monkeypatch.setenv("RANK", "1")
     assert ecoflap_command(*asked)[0] == 2  # the variables are left over, and nothing was done

@@ -24,7 +24,12 @@ from ecoflap.core.record.report import read_report
 from ecoflap.core.registry.registry import load_registry
 from ecoflap.core.run import pipeline
 from ecoflap.core.run.run_model import RunModel
-from ecoflap.core.run.same_ranks import check_same, check_same_device, refuse_numbered_device
+from ecoflap.core.run.same_ranks import (
+    check_same_asked,
+    check_same_code,
+    check_same_device,
+    refuse_numbered_device,
+)
 from ecoflap.plugins.pruners.wanda import Wanda
 from ecoflap.plugins.scorers.zeroth_order import ZerothOrder
 
@@ -407,11 +412,15 @@ class Second(Ranks):
 RUN = str(Path("run").absolute())
 
 
-def test_another_folder_is_named_with_its_rank(recipes, tmp_path):
+def test_another_folder_is_named_with_its_rank_before_one_is_emptied(recipes, everything, tmp_path):
+    ecoflap.run(recipes["no data"], folder=tmp_path / "run 0")
+    before = everything(tmp_path / "run 0")
+
     def run(ranks):
-        ecoflap.run(recipes["sums"], folder=tmp_path / f"run {ranks.rank}", ranks=ranks)
+        ecoflap.run(recipes["no data"], folder=tmp_path / f"run {ranks.rank}", fresh=True, ranks=ranks)
 
     first, second = several(2, run, tmp_path)
+    assert everything(tmp_path / "run 0") == before
     assert (first.code, second.code) == (2, 2)
     assert f"rank 1 has another folder: {tmp_path}/run 0 vs {tmp_path}/run 1 (rank 0's vs its own)" in first.said
     assert not (tmp_path / "run 1").exists()
@@ -421,16 +430,21 @@ def test_a_folder_is_to_be_the_same_in_all(plain):
     """Each reads from its own what the first has written into its."""
     recipe = parse_recipe(plain(), registry=load_registry())
     with pytest.raises(RunError, match=r"rank 1 has another folder: \S+run vs /other/run\b"):
-        check_same(Second((recipe.plain(), {}, {}, RUN)), recipe, Path("/other/run"), {}, {})
+        check_same_asked(Second((recipe.plain(), RUN, RUN)), recipe, Path("/other/run"))
 
 
-def test_a_source_may_lie_elsewhere(plain):
+def test_a_folder_may_lead_elsewhere_on_the_machine_whose_disk_it_is(plain):
     recipe = parse_recipe(plain(), registry=load_registry())
-    ranks = Second((recipe.plain(), {}, {"part": PartCode("/a/part.py", "0" * 64)}, RUN))
-    check_same(ranks, recipe, Path("run"), {}, {"part": PartCode("/b/part.py", "0" * 64)})
+    check_same_asked(Second((recipe.plain(), RUN, "/export/run")), recipe, Path("run"))
+    check_same_asked(Second((recipe.plain(), "/a/link", RUN)), recipe, Path("run"))
+
+
+def test_a_source_may_lie_elsewhere():
+    ranks = Second(({}, {"part": PartCode("/a/part.py", "0" * 64)}))
+    check_same_code(ranks, {}, {"part": PartCode("/b/part.py", "0" * 64)})
     said = r"another source of part, .*: /a/part\.py of SHA-256 000000000000 vs no file of SHA-256 none"
     with pytest.raises(RunError, match=said):
-        check_same(ranks, recipe, Path("run"), {}, {})
+        check_same_code(ranks, {}, {})
 
 
 @pytest.mark.parametrize(
@@ -447,10 +461,10 @@ def test_what_a_run_may_go_on_with_otherwise_is_to_be_the_same_in_all_of_its_pro
     """Each would measure its own share of other data, or wait for what another never reads."""
     registry = load_registry()
     first = parse_recipe(plain(), registry=registry)
-    ranks = Second((first.plain(), {}, {}, RUN))
-    check_same(ranks, first, Path("run"), {}, {})
+    ranks = Second((first.plain(), RUN, RUN))
+    check_same_asked(ranks, first, Path("run"))
     with pytest.raises(RunError, match=f"rank 1 has another recipe: {told} "):
-        check_same(ranks, parse_recipe(plain(), set_=[own], registry=registry), Path("run"), {}, {})
+        check_same_asked(ranks, parse_recipe(plain(), set_=[own], registry=registry), Path("run"))
 
 
 def test_other_data_are_named_with_their_rank(recipes, tmp_path, monkeypatch):

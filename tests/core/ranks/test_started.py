@@ -50,6 +50,7 @@ from threading import Thread
 def kill():
     while not any(Path(sys.argv[-1], "blocks").glob("*.safetensors")):
         time.sleep(0.01)
+    Path(sys.argv[-1] + " was killed").touch()
     os.kill(os.getpid(), signal.SIGKILL)
 
 if os.environ["RANK"] == "{rank}" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
@@ -81,4 +82,6 @@ def test_what_torchrun_starts_anew_goes_on(started, alone, lasting, rank, tmp_pa
     script = tmp_path / "killed_once.py"
     script.write_text(KILLED_ONCE.replace("{rank}", str(rank)))
     torchrun = (*TORCHRUN[:-1], "--max-restarts", "1", str(script), "run", "recipe.yaml")
-    assert lasting(started(f"killed {rank}", *torchrun)) == lasting(alone)
+    folder = started(f"killed {rank}", *torchrun)
+    assert folder.with_name(f"killed {rank} was killed").exists()
+    assert lasting(folder) == lasting(alone)

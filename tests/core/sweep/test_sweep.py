@@ -61,7 +61,7 @@ class Ear:
 def test_from_python_one_of_several_processes_is_refused_as_in_a_shell(file, tmp_path, monkeypatch, rank):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", rank)
-    said = "ecoflap sweep is for one process, and WORLD_SIZE says that there are 2: .* ecoflap sweep … --processes 2"
+    said = "ecoflap sweep is for one process, and WORLD_SIZE is 2: .* ecoflap sweep … --processes 2"
     with pytest.raises(RankError, match=said):
         sweep(SweepRequest(file(), folder=tmp_path / "s"))
     assert not (tmp_path / "s").exists()
