@@ -25,7 +25,7 @@ def are_several() -> bool:
     What is no number says so too, and is refused where they are to find each other.
     """
     size = os.environ.get("WORLD_SIZE") or "1"
-    return "RANK" in os.environ and (int(size) > 1 if size.isdecimal() else True)
+    return "RANK" in os.environ and (not size.isdecimal() or int(size) > 1)
 
 
 def is_first() -> bool:
