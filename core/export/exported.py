@@ -24,12 +24,11 @@ def check_exported(written: Any, folder: Path, exporter: str) -> Exported:
             f"the exporter {exporter} returned {type(written).__name__}, not Exported: it may be written for "
             f"another version of ecoflap. docs/hooks.md says what an exporter is."
         )
+    given = {**vars(written), "dense_bytes": (written.dense_bytes,)}
     problems = [
-        f"the exporter {exporter} returned {name} with {shown(item)}: {_WANTED[name][0]}. docs/hooks.md says what an "
-        f"exporter is."
-        for name in _WANTED
-        for item in _items(getattr(written, name))
-        if not (_WANTED[name][1](item) and (name == "dense_bytes" or isinstance(getattr(written, name), tuple)))
+        f"the exporter {exporter} returned {name} with {shown(item)}: {wanted}. docs/hooks.md says what an exporter is."
+        for name, (wanted, is_right) in _WANTED.items()
+        for item in _wrong(given[name], is_right)
     ]
     problems += [
         f"the exporter {exporter} names {file.name}, which is ours to write beside an export: name its file otherwise."
@@ -46,9 +45,9 @@ def check_exported(written: Any, folder: Path, exporter: str) -> Exported:
     return written
 
 
-def _items(value: Any) -> tuple[Any, ...]:
-    """Give what a tuple holds; what should be one and is none is wrong itself."""
-    return value if isinstance(value, tuple) else (value,)
+def _wrong(value: Any, is_right: Callable[[Any], bool]) -> list[Any]:
+    """Give what is wrong in a tuple; what should be one and is none is wrong itself."""
+    return [item for item in value if not is_right(item)] if isinstance(value, tuple) else [value]
 
 
 def _is_stored(one: Any) -> bool:

@@ -52,17 +52,16 @@ def model_watched(model: nn.Module, *, is_on_disk: bool, besides: Collection[int
     :param besides: The ``id`` of each parameter whose numbers somebody else looks at.
     """
     parameters = dict(model.named_parameters())
-    types = {name: (one.dtype, one.shape) for name, one in parameters.items()}
     read = {
         name: one
         for name, one in parameters.items()
         if id(one) not in besides and not one.is_meta and not (is_on_disk and one.nbytes > _SMALL)
     }
+    types = {name: (one.dtype, one.shape) for name, one in parameters.items() if name not in read}
     written_since, changed_since = watched(read, counting=False), form_watched(model, of_buffers=False)
 
     def changes() -> list[str]:
-        recast = [name for name, one in parameters.items() if (one.dtype, one.shape) != types[name]]
-        written = dict.fromkeys([*written_since(), *recast])
-        return [*(f"{name} was written into" for name in written), *changed_since()]
+        recast = [name for name, before in types.items() if (parameters[name].dtype, parameters[name].shape) != before]
+        return [*(f"{name} was written into" for name in (*written_since(), *recast)), *changed_since()]
 
     return changes

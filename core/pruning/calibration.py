@@ -95,9 +95,9 @@ def read_samples(
     who = f"the dataset {data.use}"
     with blaming(who):
         read = data.built(adapter, model, note)
-    if not isinstance(read, Iterable) and not hasattr(read, "__getitem__"):  # by which iter() reads torch's datasets
-        raise DataError(f"{who} returned {shown(read)}; it yields a Sample each time")
-    with blaming(who):
+        # By __getitem__ alone Python iterates over torch's own datasets.
+        if not isinstance(read, Iterable) and not hasattr(read, "__getitem__"):
+            raise DataError(f"{who} returned {shown(read)}; it yields a Sample each time")
         samples = iter(read)
     each = blaming_each(who, samples, lambda number, _: f", behind sample {number},")
     return tuple(_each_checked(who, islice(each, most)))

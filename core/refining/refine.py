@@ -54,17 +54,28 @@ def refine(view: RefinedView, refiner: PartSpec, number: int, emit: Callable[[Ev
     :param number: Which of its refiners it is, from 0.
     """
     started = perf_counter()
-    weights = view.weights
-    weights.remember()
+    view.weights.remember()
     before = _errors(view)
     if not before:
         raise NotFiniteError(  # a plan that is only tried is not taken then
             f"{view.name}: as it was pruned it is infinitely far from the dense model on the calibration data, or what "
             f"it gives is NaN, so that {refiner.use} has nothing to begin from. Prune less, or leave it out of refine:"
         )
-    has_error = any(before.values())
-    tries, is_better, after = min(view.failed_before(), _TRIES - 1), False, {} if has_error else before
-    one = _gentlest(refiner, tries) if has_error else None
+    is_better, after = False, before
+    if any(before.values()):  # nothing is better than no error
+        is_better, after = _trained(view, refiner, number, before, emit)
+    done = Refined(view.name, refiner.use, before, after, is_better, perf_counter() - started, number)
+    emit(done)
+    return done
+
+
+def _trained(
+    view: RefinedView, refiner: PartSpec, number: int, before: dict[str, float], emit: Callable[[Event], None]
+) -> tuple[bool, dict[str, float]]:
+    """Let it train by steps that are ever gentler, and say whether the view is better for it, and its errors then."""
+    weights = view.weights
+    tries, is_better, after = min(view.failed_before(), _TRIES - 1), False, dict[str, float]()
+    one = _gentlest(refiner, tries)
     while one is not None and not is_better:
         view.begin_try(tries)
         who = f"the refiner {refiner.use}, at {view.name},"
@@ -78,12 +89,9 @@ def refine(view: RefinedView, refiner: PartSpec, number: int, emit: Callable[[Ev
         if not is_better:
             weights.restore()
             one = _gentler(one, refiner.use) if tries < _TRIES else None
-    if has_error:
-        for sentence in _doubts(view, refiner, before, after, tries):
-            emit(Warned(sentence))
-    done = Refined(view.name, refiner.use, before, after, is_better, perf_counter() - started, number)
-    emit(done)
-    return done
+    for sentence in _doubts(view, refiner, before, after, tries):
+        emit(Warned(sentence))
+    return is_better, after
 
 
 def _has_run(who: str, answer: object) -> None:

@@ -66,17 +66,15 @@ class Problems:
 
     def add_invalid(self, path: KeyPath, error: ValidationError) -> None:
         """Add everything that pydantic found wrong with the value at a path."""
-        details = error.errors(include_url=False)
-        written = {self._written(path, one["loc"]) for one in details if one["type"] != _NEEDS_OBJECT}
-        for detail in details:
+        details = [(self._written(path, one["loc"]), one) for one in error.errors(include_url=False)]
+        told = {inside for inside, detail in details if detail["type"] != _NEEDS_OBJECT}
+        for inside, detail in details:
             if detail["type"] == "missing":
                 self.add((*path, *detail["loc"]), "required, and missing.")
-            elif detail["type"] == _NEEDS_OBJECT:
-                if self._written(path, detail["loc"]) not in written:  # of a union, what can be written tells more
-                    self.add(self._written(path, detail["loc"]), _OBJECT)
-            else:
-                inside = self._written(path, detail["loc"])
+            elif detail["type"] != _NEEDS_OBJECT:
                 self.add(inside, f"{_sentence(detail['msg'])}, not {described(detail['input'])}.")
+            elif inside not in told:  # of a union, what can be written tells more
+                self.add(inside, _OBJECT)
 
     def _written(self, path: KeyPath, steps: KeyPath) -> KeyPath:
         """Give the path that pydantic's steps lead to. Some of them name a branch of a union, which is no key."""

@@ -5,12 +5,10 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pytest
-from pico_llava import FAMILIES
-from pico_words import picture, sentence
+from pico_llava import recipe_of_llava, save_llava
 from safetensors.torch import save_file
 from table import GENERIC_ROWS
 
@@ -33,16 +31,8 @@ def llava(tmp_path_factory):
     """A folder with ``model``, a pico LLaVA with its processor, and ``images`` with an index of all there may be."""
     if "llava" not in GENERIC_ROWS:
         pytest.skip("transformers here is too old for it")
-    folder, random = tmp_path_factory.mktemp("llava"), Random(0)
-    row = FAMILIES["llava"]
-    row.adapter().save(row.build(), folder / "model")
-    (folder / "images").mkdir()
-    lines = []
-    for number in range(6):
-        picture(random, 40, 33).save(folder / "images" / f"{number}.png")
-        texts = {"text": sentence(random, 4), "question": sentence(random, 3), "answers": [sentence(random, 1)]}
-        lines.append(json.dumps({"image": f"{number}.png", "label": number % 3, **texts}))
-    (folder / "images" / "index.jsonl").write_text("\n".join(lines))
+    folder = tmp_path_factory.mktemp("llava")
+    save_llava(folder)
     return folder
 
 
@@ -53,16 +43,7 @@ def of_llava(llava, tmp_path):
     def make(spoil: Callable[[Path], None], **keys: Any) -> dict[str, Any]:
         shutil.copytree(llava / "model", tmp_path / "model")
         spoil(tmp_path / "model")
-        asked = {"use": "image_question_answer", "path": str(llava / "images"), "samples": 4}
-        recipe = {
-            "version": 1,
-            "model": str(tmp_path / "model"),
-            "calibration": {**asked, "batch_size": 2},
-            "sparsity": 0.5,
-            "allocate": "uniform",
-            "prune": "wanda",
-            **keys,
-        }
+        recipe = {**recipe_of_llava(tmp_path / "model", llava / "images"), **keys}
         return {key: value for key, value in recipe.items() if value is not None}
 
     return make

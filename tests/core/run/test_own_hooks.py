@@ -3,13 +3,10 @@
 LLaVA's vision tower asks for them in its own forward. A run that goes on, and an export, may be the first to run that.
 """
 
-import json
 import shutil
-from random import Random
 
 import pytest
-from pico_llava import FAMILIES
-from pico_words import picture, sentence
+from pico_llava import recipe_of_llava, save_llava
 from table import GENERIC_ROWS
 
 import ecoflap
@@ -20,24 +17,9 @@ pytestmark = pytest.mark.skipif("llava" not in GENERIC_ROWS, reason="transformer
 @pytest.fixture(scope="module")
 def pruned(tmp_path_factory):
     """A recipe of a pico LLaVA without evaluators or exports, and the folder of its run."""
-    folder, random = tmp_path_factory.mktemp("llava"), Random(0)
-    row = FAMILIES["llava"]
-    row.adapter().save(row.build(), folder / "model")
-    lines = []
-    for number in range(4):
-        picture(random, 40, 33).save(folder / f"{number}.png")
-        texts = {"question": sentence(random, 3), "answers": [sentence(random, 1)]}
-        lines.append(json.dumps({"image": f"{number}.png", **texts}))
-    (folder / "index.jsonl").write_text("\n".join(lines))
-    data = {"use": "image_question_answer", "path": str(folder / "index.jsonl"), "samples": 4}
-    recipe = {
-        "version": 1,
-        "model": str(folder / "model"),
-        "calibration": {**data, "batch_size": 2},
-        "sparsity": 0.5,
-        "allocate": "uniform",
-        "prune": "wanda",
-    }
+    folder = tmp_path_factory.mktemp("llava")
+    save_llava(folder)
+    recipe = recipe_of_llava(folder / "model", folder / "images")
     return recipe, ecoflap.run(recipe, folder=folder / "run").folder
 
 

@@ -1,10 +1,13 @@
 """Pico LLaVA of each kind, with their processors."""
 
+import json
+from pathlib import Path
+from random import Random
 from typing import Any
 
 from family import Family
 from pico_composites import PATCH, SIZE, TEXT, VISION, images, row
-from pico_words import captions, chat, token, tokenizer
+from pico_words import captions, chat, picture, sentence, token, tokenizer
 
 TILES = [[28, 56], [56, 28], [56, 56]]
 PROJECTOR = ("model.multi_modal_projector.linear_1", "model.multi_modal_projector.linear_2")
@@ -126,3 +129,29 @@ FAMILIES: dict[str, Family] = {
     "pixtral": row(LLAVA, pixtral, pixtral_processor, outside=OUTSIDE),
     "mistral3": row("Mistral3ForConditionalGeneration", mistral3, lambda: pixtral_processor(2), outside=MERGED),
 }
+
+
+def save_llava(folder: Path) -> None:
+    """Write ``model``, with its processor, and ``images`` with an index of all there may be."""
+    random = Random(0)
+    adapter: Any = FAMILIES["llava"].adapter()
+    adapter.save(FAMILIES["llava"].build(), folder / "model")
+    (folder / "images").mkdir()
+    lines = []
+    for number in range(6):
+        picture(random, 40, 33).save(folder / "images" / f"{number}.png")
+        texts = {"text": sentence(random, 4), "question": sentence(random, 3), "answers": [sentence(random, 1)]}
+        lines.append(json.dumps({"image": f"{number}.png", "label": number % 3, **texts}))
+    (folder / "images" / "index.jsonl").write_text("\n".join(lines))
+
+
+def recipe_of_llava(model: Path, images: Path) -> dict[str, Any]:
+    """Prune such a model by what is asked about such images."""
+    return {
+        "version": 1,
+        "model": str(model),
+        "calibration": {"use": "image_question_answer", "path": str(images), "samples": 4, "batch_size": 2},
+        "sparsity": 0.5,
+        "allocate": "uniform",
+        "prune": "wanda",
+    }
