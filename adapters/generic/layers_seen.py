@@ -12,6 +12,7 @@ from ecoflap.core.model.anatomy import Layer, Layout, Part
 
 ROUTER = "router: it chooses which experts run"
 GATE = "gate of one number"
+PRECISE = "its model keeps it in 32 bits, whatever the others are in"
 BIAS, OTHERWISE = "bias", "is applied in another way than as a matrix"
 UNSEEN = "is not used when the model reads"
 VISION = "vision"
@@ -34,10 +35,11 @@ class Texts:
     def of(self, shape: Sequence[int]) -> str | None:
         """Name the tower whose tokens hidden states of a shape are; None where they are no text's.
 
-        Some models carry several hidden states of each token, side by side in a first axis.
+        Some models carry several hidden states of each token, side by side in a first axis or in the last but one.
         """
         wanted = {(self.rows, length): tower for tower, length in self.lengths.items()}
-        return wanted.get(tuple(shape[-3:-1])) if len(shape) in (3, 4) else None  # type: ignore[arg-type]
+        places = {3: [shape[:2]], 4: [shape[1:3], shape[:2]]}.get(len(shape), [])
+        return next((wanted[at] for at in map(tuple, places) if at in wanted), None)
 
 
 def layers_seen(
@@ -59,13 +61,26 @@ def layers_seen(
         if key in seen:
             continue
         seen.add(key)
-        reason = ROUTER if use.parameter in chosen else GATE if 1 in _shape(model, use) else ""
+        reason = ROUTER if use.parameter in chosen else _why_no_layer(model, use)
         if reason:
             left_out[use.parameter] = reason
         elif use.parameter not in own:
             layers += _routed(model, use, experts) or [_layer(model, use, part, run, towers, texts)]
     applied = own.keys() | {parameter for parameter, _ in seen}
     return [*layers, *own.values()], left_out | dict(_not_applied(model, block, runs, applied, texts))
+
+
+def _why_no_layer(model: nn.Module, use: Use) -> str:
+    """Say why what was multiplied is no layer; nothing where it is one.
+
+    A router that looks its experts up in a table chooses by nothing, and weighs what they give all the same.
+    """
+    if "Router" in type(model.get_submodule(use.parameter.rpartition(".")[0])).__name__:
+        return ROUTER
+    if 1 in _shape(model, use):
+        return GATE
+    precise = getattr(model, "_keep_in_fp32_modules_strict", None) or ()  # as transformers matches these names
+    return PRECISE if any(re.search(rf"(^|\.){name}($|\.)", use.parameter) for name in precise) else ""
 
 
 def _not_applied(

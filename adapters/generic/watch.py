@@ -121,6 +121,25 @@ class _Marked:
         self.put(tensor, marks | self.of(tensor))
 
 
+class _Parameters:
+    """Finds the parameter that a tensor is, or is a view of.
+
+    Several may be parts of one storage, as transformers leaves those that it cuts out of one tensor of a file.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._in: dict[int, list[tuple[str, Tensor]]] = {}
+        for name, parameter in _named(model):
+            self._in.setdefault(_storage(parameter), []).append((name, parameter))
+
+    def at(self, tensor: Tensor) -> tuple[str, Tensor]:
+        """Give the parameter, with its name; the tensor itself, without one, where it is of none."""
+        inside = self._in.get(_storage(tensor), [])
+        places = {parameter.data_ptr() for _, parameter in inside}
+        begins = max((place for place in places if place <= tensor.data_ptr()), default=0)
+        return next((one for one in reversed(inside) if one[1].data_ptr() == begins), ("", tensor))
+
+
 class Watch(TorchFunctionMode):
     """Stands at every function of torch while a model runs.
 
@@ -133,7 +152,7 @@ class Watch(TorchFunctionMode):
         self.runs: list[Run] = []
         self._blocks = blocks
         self._inside: Run | None = None
-        self._parameters = {_storage(parameter): (name, parameter) for name, parameter in _named(model)}
+        self._parameters = _Parameters(model)
         self._outer, self._inner, self._makers = _Marked(), _Marked(), _Marked()
         self._views: dict[int, tuple[Tensor, Tensor]] = {}
         self._made_outside: dict[int, str] = {}
@@ -193,8 +212,7 @@ class Watch(TorchFunctionMode):
             given = (args, kwargs)
             self._follow_view(func, args, kwargs, made)
             if self._inside is not None:
-                places = (_storage(tensor) for tensor in tensors_of(given))
-                self._inside.touched |= {self._parameters[place][0] for place in places if place in self._parameters}
+                self._inside.touched |= {self._parameters.at(one)[0] for one in tensors_of(given)} - {""}
                 self._inside.chosen |= self._makers.of_all(given) if func in CHOICES else set()
             for marked in (self._outer,) if self._inside is None else (self._inner, self._makers):
                 marks = marked.of_all(given)
@@ -211,10 +229,10 @@ class Watch(TorchFunctionMode):
         :raises ModelError: Where it is a weight: what runs would be another model than what is saved.
         """
         with torch._C.DisableTorchFunction():
-            place = _storage(tensor)
-            if place in self._parameters:
+            place, (name, _) = _storage(tensor), self._parameters.at(tensor)
+            if name:
                 raise ModelError(
-                    f"{self._parameters[place][0]} is written to by the model's own forward, so a model that has run "
+                    f"{name} is written to by the model's own forward, so a model that has run "
                     f"is another than the one that was read, and what is pruned would not be what is saved"
                 )
             if place in self._made_outside:
@@ -222,8 +240,8 @@ class Watch(TorchFunctionMode):
 
     def _follow_view(self, func: Any, args: Any, kwargs: Any, made: Any) -> None:
         """Keep how a view of a parameter lies in it; what is lent to a model without weights does not tell."""
-        given = {id(tensor) for tensor in tensors_of((args, kwargs)) if _storage(tensor) in self._parameters}
-        views = [tensor for tensor in tensors_of(made) if _storage(tensor) in self._parameters]
+        given = {id(tensor) for tensor in tensors_of((args, kwargs)) if self._parameters.at(tensor)[0]}
+        views = [tensor for tensor in tensors_of(made) if self._parameters.at(tensor)[0]]
         if given and any(id(tensor) not in given for tensor in views):
             bare_args, bare_kwargs = pytree.tree_map_only(Tensor, self._bare, (args, dict(kwargs)))
             for tensor, bare in zip(tensors_of(made), tensors_of(func(*bare_args, **bare_kwargs)), strict=False):
@@ -233,7 +251,7 @@ class Watch(TorchFunctionMode):
         """Give a tensor without numbers that lies in its parameter as this one does."""
         if id(tensor) in self._views:
             return self._views[id(tensor)][1]
-        if _storage(tensor) not in self._parameters:
+        if not self._parameters.at(tensor)[0]:
             return tensor
         return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
 
@@ -256,14 +274,17 @@ class Watch(TorchFunctionMode):
             if len(operands) < 2 or "conv" in kind or "attention" in kind:
                 return
             (other, weight), marked = operands, self._outer if self._inside is None else self._inner
-            name, parameter = self._parameters.get(_storage(weight), ("", weight))
+            name, parameter = self._parameters.at(weight)
             if name and parameter.ndim >= 2 and weight.ndim >= 2:
                 bare = self._bare(weight)
                 turned = _turned(bare)
-                yield Use(
-                    name, tuple(other.shape), marked.of(other), int(bare.storage_offset()), bare.numel(),
-                    transposed=turned if kind == "linear" else not turned,
-                )  # fmt: skip
+                # Some rows after others, each with inputs of their own.
+                grouped = parameter.ndim == 2 and other.ndim == bare.ndim == 3
+                for part, shape in [(one, other.shape[1:]) for one in bare] if grouped else [(bare, other.shape)]:
+                    yield Use(
+                        name, tuple(shape), marked.of(other), int(part.storage_offset()), part.numel(),
+                        transposed=turned if kind == "linear" else not turned,
+                    )  # fmt: skip
 
 
 def _named(model: nn.Module) -> list[tuple[str, nn.Parameter]]:

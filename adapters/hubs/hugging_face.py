@@ -217,9 +217,8 @@ def _refusing_other_kinds(kind: str, config: Any, source: Source) -> Iterator[No
 
     Versions before 5 look at the values of a configuration first where they need them.
     """
-    wanted = getattr(_class(kind), "config_class", None)
     problem = f"no {kind} can be made of a model of type {config.model_type!r}"
-    if wanted is not None and not isinstance(config, wanted):
+    if not _is_read_by(kind, config):
         raise ModelError(problem)
     try:
         yield
@@ -227,6 +226,33 @@ def _refusing_other_kinds(kind: str, config: Any, source: Source) -> Iterator[No
         if "Unrecognized configuration class" in str(error):
             raise ModelError(problem) from error
         raise _cannot_build(source, error) from error
+
+
+def _is_read_by(kind: str, config: Any) -> bool:
+    """Say whether a class reads a configuration: of its own type, or of one that transformers gives this class to."""
+    wanted = getattr(_class(kind), "config_class", None)
+    return wanted is None or isinstance(config, wanted) or _is_given(kind, config)
+
+
+def _is_given(kind: str, config: Any) -> bool:
+    """Say whether transformers gives a class to a type of model that has a configuration of its own, as InternLM 3.
+
+    The type of a whole with parts is in such a table with the class of one part, which does not read it.
+    """
+    from transformers.models.auto import modeling_auto
+
+    wanted = getattr(_class(kind), "config_class", None)
+    if wanted is None or isinstance(config, wanted) or wanted in getattr(config, "sub_configs", {}).values():
+        return False
+    tables = [table for name, table in vars(modeling_auto).items() if name.endswith("_MAPPING_NAMES")]
+    return any(table.get(config.model_type) == kind for table in tables)
+
+
+def _has_others_class(kind: str, source: Source) -> bool:
+    """Say whether a class is another type's, which would read the configuration as of its own, and so other weights."""
+    from transformers import CONFIG_MAPPING
+
+    return source.config.get("model_type") in CONFIG_MAPPING and _is_given(kind, _config(source))
 
 
 def _from_packed(
@@ -260,7 +286,7 @@ def _with_weights(kind: str, source: Source, dtype: torch.dtype | None, has_pool
         arguments["add_pooling_layer"] = False
     is_gguf = "gguf_file" in arguments
     wanted = dtype or (torch.float32 if is_gguf else "auto")
-    if is_gguf:
+    if is_gguf or _has_others_class(kind, source):
         arguments["config"] = _config(source)
     arguments[dtype_argument()] = wanted
     if source.mapped is not None:

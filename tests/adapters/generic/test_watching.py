@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ecoflap.adapters.generic.layers_seen import ROUTER, Texts
+from ecoflap.adapters.generic.layers_seen import PRECISE, ROUTER, Texts
 from ecoflap.adapters.generic.probe import _vectors
 from ecoflap.adapters.generic.stacks import stacks_of
 from ecoflap.adapters.generic.taken_apart import BETWEEN, IDLE, OVERWRITTEN, UNUSED, TakenApart, take_apart
@@ -100,6 +100,86 @@ def test_every_use_of_a_matrix_is_told_with_and_without_weights():
         }
         assert layers["turned"].shape == (WIDTH, 6)
         assert found.left_out["text.1.router.weight"] == ROUTER
+
+
+class Grouped(nn.Linear):
+    """Multiplies the rows of its weight in two groups, each with features of its own."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        weight = self.weight.view(2, -1, self.in_features).transpose(1, 2)
+        grouped = hidden.reshape(-1, 2, self.in_features).transpose(0, 1)
+        return torch.bmm(grouped, weight).transpose(0, 1).reshape(*hidden.shape[:2], -1)
+
+
+class TableRouter(nn.Module):
+    """Weighs two experts that a table has chosen, so that nothing is chosen by its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, WIDTH))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return nn.functional.linear(hidden, self.weight)[..., [0, 2]].softmax(-1)
+
+
+class Streaming(nn.Module):
+    """A block of several hidden states a token, behind its tokens, mixed by what is kept in 32 bits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixes = nn.Linear(2 * WIDTH, 2, bias=False)
+        self.grouped = Grouped(2, 6, bias=False)
+        self.gate = TableRouter()
+        self.back = nn.Linear(6, WIDTH, bias=False)
+
+    def forward(self, streams: Tensor) -> Tensor:
+        mixed = (streams * self.mixes(streams.flatten(2)).unsqueeze(-1)).sum(2)
+        said = self.back(self.grouped(mixed)) * self.gate(mixed).sum(-1, keepdim=True)
+        return streams + said.unsqueeze(2)
+
+
+class Streams(nn.Module):
+    _keep_in_fp32_modules_strict = ("mixes",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text = nn.ModuleList([Streaming(), Streaming()])
+
+    def forward(self, pixels: Tensor, words: Tensor) -> Tensor:
+        streams = words.unsqueeze(2).expand(-1, -1, 2, -1)
+        for block in self.text:
+            streams = block(streams)
+        return streams.sum(2)
+
+
+def test_rows_with_inputs_of_their_own_are_layers_and_what_only_mixes_or_weighs_is_none():
+    found = taken_apart(Streams())
+    (tower,) = found.towers
+    told = {layer.name: (layer.layout, layer.part) for layer in tower.blocks[1].layers}  # type: ignore[attr-defined]
+    assert tower.name == "language"
+    assert told == {
+        "text.1.grouped.weight[0:3]": ("batch token", (0, 3)),
+        "text.1.grouped.weight[3:6]": ("batch token", (3, 6)),
+        "text.1.back.weight": ("batch token", None),
+    }
+    assert found.left_out["text.1.mixes.weight"] == PRECISE
+    assert found.left_out["text.1.gate.weight"] == ROUTER
+
+
+def test_parameters_that_were_cut_out_of_one_tensor_are_told_apart():
+    """As transformers leaves them that reads several of one tensor of a file."""
+    model = Stacked()
+    apart = taken_apart(model)
+    for block in model.text:
+        whole = torch.cat([block.plain.weight.data, block.turned.data])
+        block.plain.weight.data, block.turned.data = whole[:6], whole[6:]
+    again = taken_apart(model)
+    told, untold = (
+        [layer.name for tower in one.towers for block in tower.blocks for layer in getattr(block, "layers", ())]
+        for one in (again, apart)
+    )
+    assert told == untold
+    assert "text.1.turned" in told
 
 
 def test_towers_are_in_the_order_they_run_and_what_does_not_matter_is_left_out():

@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any
 
+import torch
 from family import Family
 from pico_composites import drawn, outputs, poisoned, reload
 from pico_decoder import samples
@@ -47,6 +48,18 @@ KINDS: dict[str, dict[str, Any]] = {
     "qwen2_moe": {"num_experts": 4, **EXPERTS, "shared_expert_intermediate_size": 32},
     "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
     "deepseek_v3": {"n_routed_experts": 4, "n_group": 2, "topk_group": 1, **EXPERTS, **HEADS},
+    "deepseek_v4": {
+        "n_routed_experts": 4, "q_lora_rank": 16, "num_key_value_heads": 1, "o_groups": 2, "o_lora_rank": 8,
+        "index_n_heads": 2, "index_head_dim": 8, "index_topk": 2, "sliding_window": 8, **EXPERTS,
+        "layer_types": ["compressed_sparse_attention", "heavily_compressed_attention"],
+        "compress_rates": {"compressed_sparse_attention": 2, "heavily_compressed_attention": 3},
+        "mlp_layer_types": ["hash_moe", "moe"],
+    },
+    "jamba": {"num_experts": 4, "num_experts_per_tok": 2, "attn_layer_period": 2, "attn_layer_offset": 1},
+    "gemma4_text": {
+        "vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8, "sliding_window": 8,
+        "global_head_dim": 16, "layer_types": ["sliding_attention", "full_attention"],
+    },
     "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8, "rope_parameters": ROPE},
     "dbrx": {
         "d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64,
@@ -66,6 +79,7 @@ KINDS: dict[str, dict[str, Any]] = {
 """By ``model_type``. What is unlike the others of a family, such as a logit scale, is set so that it matters."""
 OUTSIDE = {
     "opt": ("model.decoder.project_in", "model.decoder.project_out"),
+    "gemma4_text": ("model.per_layer_model_projection",),
     "gemma3n_text": tuple(f"model.altup_{way}projections.{number}" for way in ("", "unembed_") for number in range(3)),
 }
 
@@ -76,9 +90,14 @@ def build(kind: str, layers: int, **keys: Any) -> Any:
     settings = {**SETTINGS, "num_hidden_layers": layers, **keys}
     if layers == 3:
         settings |= {name: 3 for name in ("n_layer", "n_layers") if name in keys}
-        settings.pop("layer_types", None)
+        for name in ("layer_types", "mlp_layer_types"):
+            settings.pop(name, None)
     config = AutoConfig.for_model(kind, **{name: value for name, value in settings.items() if value is not None})
-    return drawn(AutoModelForCausalLM.from_config(config))
+    model = drawn(AutoModelForCausalLM.from_config(config))
+    for name, table in model.named_buffers():
+        if name.endswith("tid2eid"):  # which experts a token has, as a checkpoint brings it
+            table.copy_((torch.arange(table.numel()) * 7 // 3 % 4).reshape(table.shape))
+    return model
 
 
 def row(kind: str, **keys: Any) -> Family:
