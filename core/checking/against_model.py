@@ -65,8 +65,7 @@ def hold_against_model(replay: Replay, own_loss: OwnLoss | None = None) -> Again
     name = type(adapter).__name__
     with blaming(f"the adapter {name}, taking the model apart,"):
         left_out = options_of(AdapterOptions, adapter).left_out(model)
-        towers = adapter.towers(model)
-        whole = Anatomy.of(towers, adapter.layers, {tower.name for tower in towers})
+        whole = Anatomy.of(adapter.towers(model), adapter.layers, include=None)
     return AgainstModel(name, type(model).__name__, loss, own, Coverage(model, whole, left_out, uses))
 
 

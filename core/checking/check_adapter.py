@@ -58,8 +58,7 @@ def check_adapter(
     :raises ModelError: With everything that is wrong.
     """
     with blaming(f"the adapter {type(adapter).__name__}, taking the model apart,"):
-        towers = adapter.towers(model)
-        anatomy = Anatomy.of(towers, adapter.layers, {tower.name for tower in towers})
+        anatomy = Anatomy.of(adapter.towers(model), adapter.layers, include=None)
         batch = adapter.collate(model, samples)
     replay = Replay(model, adapter, [batch], anatomy=anatomy)
     problems: list[str] = []

@@ -63,6 +63,8 @@ def sentence_of(error: BaseException) -> str:
     One that is made for users says it itself.
     """
     text = one_line(error)
+    if isinstance(error, MemoryError):
+        text = text or "there was not memory enough"
     if not isinstance(error, EcoflapError):
         text = f"{type(error).__name__}: {text}".rstrip(": ")
     return text if text.endswith((".", "?", "!")) else f"{text}."

@@ -260,11 +260,25 @@ def _wrong_statistics(kind: str, part: Any) -> Iterator[str]:
         if missing:
             lacks = ", ".join(missing)
             yield f"its member needs has {need.__name__}, which is no statistic: it has no {lacks}. {_page(kind)}"
+        yield from _called_otherwise_of_statistic(kind, need)
         known = {*_members(GradientStatistic), *_members(LossStatistic)}
         for name in dir(need):
             close = [] if name.startswith("_") or name in known else get_close_matches(name, known, 1, _NEAR)
             if close and not hasattr(need, close[0]):
                 yield f"its statistic {need.__name__} has {name!r}. Did you mean {close[0]!r}? {_page(kind)}"
+
+
+def _called_otherwise_of_statistic(kind: str, need: type[Any]) -> Iterator[str]:
+    """Name methods of a statistic that cannot be called as they are going to be, its ``__init__`` among them."""
+    for name in ("__init__", *_members(Statistic)):
+        own = getattr(need, name, None)
+        if not inspect.isfunction(own):
+            continue
+        given = list(inspect.signature(getattr(Statistic, name)).parameters)[1:]
+        taken = inspect.signature(own)
+        if not _takes(taken, ["self", *given]):
+            theirs = ", ".join([*taken.parameters][1:])
+            yield f"{name} of its statistic {need.__name__} takes ({theirs}), and is called with ({', '.join(given)})."
 
 
 @cache

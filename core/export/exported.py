@@ -38,11 +38,15 @@ def check_exported(written: Any, folder: Path, exporter: str) -> Exported:
     problems += [
         f"the exporter {exporter} names {shown(str(file))}, which is no file of the folder that it was given."
         for file in (written.files if not problems else ())
-        if not (file.is_relative_to(folder) and file.is_file() and not file.is_symlink())
+        if not (_is_inside(file, folder) and file.is_file() and not file.is_symlink())
     ]
     if problems:
         raise EcoflapError(*problems)
     return written
+
+
+def _is_inside(file: Path, folder: Path) -> bool:
+    return file.is_relative_to(folder) and ".." not in file.relative_to(folder).parts
 
 
 def _wrong(value: Any, is_right: Callable[[Any], bool]) -> list[Any]:

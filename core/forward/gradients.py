@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ecoflap.core.budget.select import is_finite
+from ecoflap.core.contracts.adapter_answers import loss_of
 from ecoflap.core.contracts.adapter_options import AdapterOptions
 from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.protocols import Adapter
@@ -62,7 +63,7 @@ def stream_gradients(
         torch.enable_grad(),
         closing(resident),
     ):
-        loss = adapter.loss(model, batch)
+        loss = loss_of(adapter, model, batch)
         resident.begin_backward()
         # By a thread for each device one would take a block back from the GPU while another visits its gradients.
         with torch.autograd.set_multithreading_enabled(False):

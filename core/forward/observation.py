@@ -18,6 +18,7 @@ from ecoflap.core.errors import ModelError, NotFiniteError
 from ecoflap.core.forward.block_gradient import add_gradients, with_gradients
 from ecoflap.core.forward.capture import Picked
 from ecoflap.core.forward.placement import map_tensors
+from ecoflap.core.forward.unfed import refuse_unfed
 from ecoflap.core.forward.walk import BlockWatch, Finished
 from ecoflap.core.guards.untouched import writes
 from ecoflap.core.model.anatomy import Block, Layer
@@ -255,6 +256,9 @@ class Observation(BlockWatch):
                 f"{self._block.name} ran without these matrices being multiplied with anything, so nothing is known of "
                 f"their inputs: {', '.join(unused)}. A method that needs inputs cannot prune them"
             )
+        if self._of_inputs or self._of_gradients:
+            firsts = [layer for layer in self._layers if self._leader.get(layer.name) == layer.name]
+            refuse_unfed(self._block, [layer for layer in firsts if layer.name not in self._fed])
         fed_alike: dict[str, list[Layer]] = {}
         for layer in self._layers:
             fed_alike.setdefault(self._leader.get(layer.name, layer.name), []).append(layer)

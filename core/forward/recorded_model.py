@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int8
 from torch import Tensor, nn
 
-from ecoflap.core.contracts.blame import blaming
+from ecoflap.core.contracts.adapter_answers import loss_of, tokens_of
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.contracts.records import Batch, LayerPlace
 from ecoflap.core.errors import ModelError
@@ -234,12 +234,10 @@ class RecordedModel:
             yield self.batches[number]
 
     def _tokens(self, batch: Batch, tower: str, call: int) -> Tensor:
-        with blaming(self._adapter_name):
-            return self.adapter.tokens(self.model, batch, tower, call)
+        return tokens_of(self.adapter, self.model, batch, tower, call)
 
     def _loss(self, batch: Batch) -> Float[Tensor, ""]:
-        with blaming(f"{self._adapter_name}, computing the loss,"):
-            return self.adapter.loss(self.model, batch)
+        return loss_of(self.adapter, self.model, batch)
 
     @property
     def _adapter_name(self) -> str:

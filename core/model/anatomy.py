@@ -1,11 +1,11 @@
 """Describe a model as an adapter takes it apart: into towers, blocks and layers, by name and without mathematics."""
 
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Shaped
@@ -178,6 +178,9 @@ class Tower:
         return cls(name, (Block(name, model.get_submodule(name), name, calls),), prunable=False, outside=True)
 
 
+Named = TypeVar("Named", Tower, Block, Layer)
+
+
 @dataclass(frozen=True, eq=False)
 class Anatomy:
     """Holds a whole model taken apart.
@@ -190,18 +193,22 @@ class Anatomy:
     layers_of: Mapping[str, tuple[Layer, ...]]
 
     @classmethod
-    def of(
-        cls, towers: Sequence[Tower], layers: Callable[[Block], Sequence[Layer]], include: Container[str] = ()
-    ) -> "Anatomy":
-        """Make the anatomy of what an adapter gives.
+    def of(cls, towers: Any, layers: Callable[[Block], Any], include: Container[str] | None = ()) -> "Anatomy":
+        """Make the anatomy of what an adapter gives, which comes from anywhere and is held to what it should be.
 
         :param towers: The adapter's ``towers(model)``.
         :param layers: The adapter's method.
-        :param include: Names of the matrices outside the blocks that are wanted; the others are left out.
+        :param include: Names of the matrices outside the blocks that are wanted; the others are left out. None is all.
         :raises ModelError: Where there is no layer, or a weight is listed twice.
         """
-        wanted = tuple(tower for tower in towers if not tower.outside or tower.name in include)
-        layers_of = {block.name: tuple(layers(block)) for tower in wanted for block in tower.blocks}
+        listed = _held("`towers`", towers, Tower)
+        for tower in listed:
+            _refuse_other_towers(tower, _held(f"tower {tower.name!r}", tower.blocks, Block))
+        wanted = tuple(tower for tower in listed if not tower.outside or include is None or tower.name in include)
+        blocks = [block for tower in wanted for block in tower.blocks]
+        layers_of = {block.name: _held("`layers`", layers(block), Layer) for block in blocks}
+        for block in blocks:
+            _refuse_other_names(block, layers_of[block.name])
         anatomy = cls(wanted, layers_of)
         _refuse_repeats([layer for _, layer in anatomy.layers()])
         return anatomy
@@ -231,6 +238,53 @@ class Anatomy:
         for block in self.blocks if blocks is None else blocks:
             for layer in self.layers_of[block.name]:
                 yield block, layer
+
+
+def _held(whose: str, given: Any, kind: type[Named]) -> tuple[Named, ...]:
+    """Give what an adapter lists, where it is what it should be.
+
+    :param whose: What of the adapter lists it.
+    :param kind: What each of them should be.
+    """
+    if not isinstance(given, Iterable):
+        raise ModelError(f"the adapter's {whose} gives {_a(given)}, and no {kind.__name__}s")
+    found = tuple(given)
+    for one in found:
+        if not isinstance(one, kind):
+            raise ModelError(f"the adapter's {whose} gives {_a(one)} where a {kind.__name__} is wanted")
+        if not isinstance(one.name, str):
+            raise ModelError(
+                f"the adapter's {whose} gives a {kind.__name__} of the name {one.name!r}, which is no text"
+            )
+    return found
+
+
+def _a(given: object) -> str:
+    return "None" if given is None else f"a {type(given).__name__}"
+
+
+def _refuse_other_towers(tower: Tower, blocks: Sequence[Block]) -> None:
+    """Refuse a block that says it is of another tower than the one that lists it."""
+    for block in blocks:
+        if block.tower != tower.name:
+            raise ModelError(
+                f"the adapter lists the block {block.name} in the tower {tower.name!r}, and its `tower` is "
+                f"{block.tower!r}: both should be the same"
+            )
+
+
+def _refuse_other_names(block: Block, layers: Sequence[Layer]) -> None:
+    """Refuse a layer of another name than its parameter has, by which it would be looked for in what is saved."""
+    paths: dict[int, list[str]] = {}
+    for path, module in block.module.named_modules(prefix=block.name, remove_duplicate=False):
+        paths.setdefault(id(module), []).append(path)
+    for layer in layers:
+        names = [f"{path}.{layer.attribute}" for path in paths.get(id(layer.module), ())]
+        if names and layer.name.split("[")[0] not in names:
+            raise ModelError(
+                f"the adapter lists a layer by the name {layer.name}, and its parameter is called {names[0]}: plans, "
+                f"masks and files go by that"
+            )
 
 
 def _refuse_repeats(layers: Sequence[Layer]) -> None:

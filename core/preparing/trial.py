@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ecoflap.core.contracts.abilities import Generates, offers
+from ecoflap.core.contracts.adapter_answers import tokens_of
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.kept_processor import processor_kept
 from ecoflap.core.contracts.protocols import ignore
@@ -143,8 +144,7 @@ def _kinds_read(tower: str, choice: TokenChoice, batch: Batch, prepared: Prepare
     layers = [(block, layer) for block, layer in prepared.anatomy.layers() if block.tower == tower]
     read = {tower} if choice == "drifting" else {tower, *(layer.reads for _, layer in layers if layer.reads)}
     calls = max(block.calls or 1 for block, _ in layers)
-    with blaming(f"the adapter {type(prepared.adapter).__name__}, asked what is at each position,"):
-        kinds = [prepared.adapter.tokens(prepared.model, batch, name, at) for name in read for at in range(calls)]
+    kinds = [tokens_of(prepared.adapter, prepared.model, batch, name, at) for name in read for at in range(calls)]
     return {kind for one in kinds for kind in one.unique().tolist()} & {TEXT, IMAGE}
 
 

@@ -20,6 +20,8 @@ from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import CalibrationKeys
 from ecoflap.core.sealing.sealed import hash_of
 
+_WHOLE = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+"""Types of a text's tokens."""
 SAMPLES_AT_A_GLANCE, TOKENS_AT_A_GLANCE = 4, 256
 
 
@@ -107,12 +109,16 @@ def _each_checked(who: str, samples: Iterable[Any]) -> Iterator[Sample]:
     for sample in samples:
         if not isinstance(sample, Sample):
             raise DataError(f"{who} gave {shown(sample)}; a dataset yields a Sample each time")
-        if sample.tokens is not None and getattr(sample.tokens, "ndim", None) != 1:
+        if sample.tokens is not None and not _are_tokens(sample.tokens):
             raise DataError(
-                f"{who} gave a Sample whose tokens are {shown(sample.tokens)}; they are a tensor of one dimension, as "
-                f"torch.tensor([3, 17, 5]) is, and tokenizer(text, return_tensors='pt').input_ids[0]"
+                f"{who} gave a Sample whose tokens are {shown(sample.tokens)}; they are a tensor of one dimension, of "
+                f"whole numbers, as torch.tensor([3, 17, 5]) is, and tokenizer(text, return_tensors='pt').input_ids[0]"
             )
         yield sample
+
+
+def _are_tokens(given: Any) -> bool:
+    return isinstance(given, Tensor) and given.ndim == 1 and given.dtype in _WHOLE
 
 
 def _named(who: str, batch: Any) -> Batch:

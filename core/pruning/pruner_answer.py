@@ -101,9 +101,9 @@ def _what_is_wrong_with(pruned: Pruned, weight: Float[Tensor, "out in"], budget:
     found, like = ((tuple(tensor.shape), tensor.dtype) for tensor in (pruned.weight, weight))
     if found != like:
         return f"returned a weight of {found} for one of {like}"
-    if bool((is_nonzero(pruned.weight) > pruned.mask).any()):
-        return "left a weight that its mask prunes"
-    return None if is_finite(pruned.weight) else "returned NaN or infinite weights"
+    if not is_finite(pruned.weight):
+        return "returned NaN or infinite weights"
+    return "left a weight that its mask prunes" if bool((is_nonzero(pruned.weight) > pruned.mask).any()) else None
 
 
 def _is_told(mended: Any) -> bool:

@@ -9,12 +9,15 @@ from ecoflap.core.checking.against_model import AgainstModel, hold_against_model
 from ecoflap.core.checking.coverage import Kind
 from ecoflap.core.checking.saved import try_to_save
 from ecoflap.core.errors import ModelError
+from ecoflap.core.guards.left_as_given import left_as_given
+from ecoflap.core.model.anatomy import Anatomy
 from ecoflap.core.ranks.ranks import ALONE
 from ecoflap.core.recipe.schema import CalibrationKeys
 from ecoflap.core.refining.model_view import check_logits
 from ecoflap.core.registry.named_adapter import knows, refusing_misfit
 from ecoflap.core.run.run_state import RunState
 
+_CURE = "Have it look at the model alone, or do what it does to it where the adapter loads it"
 WARNED_OF: Kind = "stack"
 """What may be left to an adapter's author: which of a model's towers its adapter is for."""
 CHECKED: tuple[Kind, ...] = ("stack", "blocks", "matrix", "no matrix")
@@ -50,9 +53,13 @@ def check_adapter_on_data(state: RunState) -> None:
 
 def _hold_against_model(state: RunState, keys: CalibrationKeys) -> None:
     adapter, source, named = state.prepared.adapter, state.prepared.source, state.recipe.model.adapter_name
-    replay = state.replay([state.data.first_batch(keys)], keys, ranks=ALONE)
+    who = f"the adapter {type(adapter).__name__}, or the dataset {keys.data.use},"
     with refusing_misfit(adapter, named, source):
-        found = hold_against_model(replay)
+        with left_as_given(who, state.model.get(), _CURE, is_on_disk=state.model.stays_on_disk):
+            replay = state.replay([state.data.first_batch(keys)], keys, ranks=ALONE)
+            found = hold_against_model(replay)
+            for tower in _with_tokens(replay.anatomy):
+                replay.tokens(0, tower)
         state.model.refuse_changed(state.ranks)
         refused = [] if found.wrong_loss is None else [found.wrong_loss]
         is_strict = named is not None and not knows(adapter, source)
@@ -65,6 +72,12 @@ def _hold_against_model(state: RunState, keys: CalibrationKeys) -> None:
             raise ModelError(*refused)
     if state.prepared.model_refiners:
         check_logits(replay)
+
+
+def _with_tokens(anatomy: Anatomy) -> set[str]:
+    """Name the towers whose tokens are told from padding."""
+    layers = [(block, layer) for block, layer in anatomy.layers() if layer.layout != "selected"]
+    return {layer.reads or block.tower for block, layer in layers}
 
 
 def _saves_otherwise(state: RunState) -> bool:

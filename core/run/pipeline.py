@@ -162,7 +162,8 @@ def carry_out(state: RunState) -> Run:
     for warning in (*state.prepared.also_changed, *accepted):
         state.log.note(warning)
     try:
-        result = _stages(state)
+        with state.model.blamed_where_changed():
+            result = _stages(state)
     except BaseException as error:
         state.log.tell_only(RunFailed(state.ranks.why(error)))
         raise

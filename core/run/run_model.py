@@ -1,7 +1,8 @@
 """The model of one run: loaded when it is first needed, pruned in place, or read back from the run folder."""
 
 import gc
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import nn
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.kept_processor import processor_kept
 from ecoflap.core.dtypes import dtype_called, dtype_name
-from ecoflap.core.errors import RunError
+from ecoflap.core.errors import RankError, RunError
 from ecoflap.core.forward.placement import Placement, model_held
 from ecoflap.core.model.anatomy import Anatomy, Source
 from ecoflap.core.model.hashed_files import HashedFiles
@@ -122,6 +123,26 @@ class RunModel:
         if self._mapped is not None:
             self._mapped.refuse_changed()
             ranks.gather(None)
+
+    @contextmanager
+    def blamed_where_changed(self) -> Iterator[None]:
+        """Tell of a file that weights are mapped from and that has changed, where what went wrong may come of that.
+
+        Other processes may have gone wrong before this one, so that none waits for them.
+
+        :raises RunError: In the place of what was raised.
+        """
+        try:
+            yield
+        except (RankError, RunError):  # of other processes, or of files and folders already
+            raise
+        except Exception as error:
+            if self._mapped is not None:
+                try:
+                    self._mapped.refuse_changed()
+                except RunError as changed:
+                    raise changed from error
+            raise
 
     def forget_blocks(self, folder: Path) -> None:
         """Know that files of finished blocks in a run folder may go, because the saved model has their weights."""

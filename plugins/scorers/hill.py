@@ -61,6 +61,8 @@ class Hill:
     def _alpha(self, layer: Layer) -> float:
         spectrum = eigenvalues(layer.weight.data.float())
         found = exponent(spectrum, self.tail)
+        if not len(spectrum):
+            raise ModelError(f"{layer.name}: all its weights are 0, so it has no spectrum. Keep its tower whole")
         if found is None:
             raise ModelError(
                 f"{layer.name}: its spectrum has no tail, because those of its {len(spectrum)} eigenvalues above "

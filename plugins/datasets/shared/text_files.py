@@ -18,6 +18,9 @@ LONGEST_ROW = 1_000_000
 LARGEST = 4_000_000_000
 """Bytes of a text that is read, which is held in memory whole; a few of ``.gz`` may unpack to any number."""
 
+_PIECE = 2**22
+"""Bytes that are read at a time: Python makes room at once for as many as it is asked for."""
+
 
 def read_text(file: Path) -> str:
     """Read a file, which may be ``.gz``, as UTF-8 text. A byte order mark is dropped.
@@ -26,7 +29,9 @@ def read_text(file: Path) -> str:
     """
     try:
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as opened:
-            raw = opened.read(LARGEST + 1)
+            raw = bytearray()
+            while len(raw) <= LARGEST and (piece := opened.read(_PIECE)):
+                raw += piece
         if len(raw) > LARGEST:
             raise DataError(f"{file} holds more than {LARGEST:,} bytes of text. Divide it into several files.")
         return raw.decode("utf-8-sig")

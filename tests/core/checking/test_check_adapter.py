@@ -329,6 +329,12 @@ class SavesNothing(LlamaAdapter):
         pass
 
 
+class SavesALink(LlamaAdapter):
+    def save(self, model, folder):
+        super().save(model, folder)
+        (folder / "elsewhere").symlink_to("/etc/hostname")
+
+
 class CannotSave(LlamaAdapter):
     def save(self, model, folder):
         raise KeyError("name")
@@ -344,6 +350,7 @@ class CannotSave(LlamaAdapter):
             SavesNothing,
             "what save wrote: no file there has lm_head.weight under that name, and as a model it is not re",
         ),
+        (SavesALink, "what save wrote: elsewhere is a link. An adapter's save leaves files themselves there"),
         (CannotSave, "the adapter CannotSave, saving the model for a trial, raised KeyError: 'name'"),
     ],
 )

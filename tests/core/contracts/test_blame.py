@@ -130,3 +130,10 @@ def test_where_a_part_is_that_has_yielded_some_is_told_by_the_last_of_them():
 def test_a_sentence_for_users_passes_as_it_is():
     with pytest.raises(ModelError, match=r"^no such thing$"), blaming("the pruner mine"):
         raise ModelError("no such thing")
+
+
+def test_want_of_memory_is_told_in_words():
+    """Python says nothing with it."""
+    said = r"the part raised MemoryError: there was not memory enough\."
+    with pytest.raises(PartError, match=said), blaming("the part"):
+        raise MemoryError

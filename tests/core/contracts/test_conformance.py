@@ -374,6 +374,32 @@ def test_a_statistic_that_misspells_its_gradients_is_refused():
     assert problem.startswith("its statistic Misspelt has 'add_gradients'. Did you mean 'add_gradient'?")
 
 
+class NoWidth(Gram):
+    def __init__(self):
+        super().__init__(3)
+
+
+class TwoInputs(Gram):
+    def add(self, inputs, tokens): ...
+
+
+class Damped(Gram):
+    def __init__(self, in_features, *, damping):
+        super().__init__(in_features)
+
+
+@pytest.mark.parametrize(
+    ("need", "said"),
+    [
+        (NoWidth, "__init__ of its statistic NoWidth takes (), and is called with (in_features)."),
+        (TwoInputs, "add of its statistic TwoInputs takes (inputs, tokens), and is called with (inputs)."),
+        (Damped, "__init__ of its statistic Damped takes (in_features, damping), and is called with (in_features)."),
+    ],
+)
+def test_a_statistic_that_cannot_be_called_as_it_is_going_to_be_is_refused(need, said):
+    assert problems("pruner", with_members("pruner", needs=(need,))) == [said]
+
+
 def test_an_ability_of_the_old_signature_is_refused():
     class Older(LlamaAdapter):
         def tokens_of(self, text):

@@ -205,6 +205,11 @@ def _writing(name):
     return say
 
 
+def _above(folder, written):
+    (folder.parent / "above.bin").write_bytes(b"mine")
+    return Exported((folder / ".." / "above.bin",))
+
+
 def _linked(folder, written):
     (folder / "linked").symlink_to("/etc/hostname")
     return Exported((folder / "linked",))
@@ -216,6 +221,7 @@ SAID = {
     "a manifest": _writing("manifest.json"),
     "sums": _writing("SHA256SUMS"),
     "a link": _linked,
+    "a file above": _above,
 }
 
 
@@ -227,6 +233,7 @@ SAID = {
         ("a manifest", r"names manifest\.json, which is ours to write beside an export: name its file otherwise"),
         ("sums", r"names SHA256SUMS, which is ours to write"),
         ("a link", r"names '.*linked', which is no file of the folder"),
+        ("a file above", r"names '.*/\.\./above\..*, which is no file of the folder"),
     ],
 )
 def test_an_exporter_that_says_something_else_is_told_what_is_wanted(tmp_path, letter, told):

@@ -61,3 +61,45 @@ def test_a_weight_that_is_listed_twice_is_refused(towers, model):
     model["b"].weight = model["a"].weight
     with pytest.raises(ModelError, match=r"one weight twice, as a\.weight and as b\.weight"):
         Anatomy.of(towers, layers)
+
+
+def odd_tower(name, blocks):
+    """Make what an author may write, which the types that tests check would refuse before it is looked at."""
+    tower = object.__new__(Tower)
+    for field, value in {"name": name, "blocks": blocks, "prunable": True, "outside": False}.items():
+        object.__setattr__(tower, field, value)
+    return tower
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (None, "`towers` gives None, and no Towers"),
+        ({"language": 1}, "`towers` gives a str where a Tower is wanted"),
+        ([nn.Linear(2, 2)], "`towers` gives a Linear where a Tower is wanted"),
+        ([odd_tower(3, ())], "`towers` gives a Tower of the name 3, which is no text"),
+        ([odd_tower("language", (nn.Linear(2, 2),))], "tower 'language' gives a Linear where a Block is wanted"),
+        ([odd_tower("language", 3)], "tower 'language' gives a int, and no Blocks"),
+        (
+            [Tower("language", (Block("a", nn.Linear(2, 2), "vision"),))],
+            "lists the block a in the tower 'language', and its `tower` is 'vision'",
+        ),
+    ],
+)
+def test_what_is_no_tower_is_told_as_that(given, said):
+    with pytest.raises(ModelError, match=said):
+        Anatomy.of(given, layers)
+
+
+def test_what_is_no_layer_or_has_another_name_than_its_parameter_is_told_as_that(towers):
+    """Its mask would be looked for in vain once everything is pruned, and what saves it would be blamed."""
+    with pytest.raises(ModelError, match="`layers` gives a Linear where a Layer is wanted"):
+        Anatomy.of(towers, lambda block: [block.module])
+    for name in ("a.bias", "b.weight", "weight"):
+        with pytest.raises(ModelError, match=rf"by the name {name}, and its parameter is called a\.weight"):
+            Anatomy.of(towers, lambda block, name=name: [Layer(name, block.module)] if block.name == "a" else [])
+
+
+def test_towers_and_layers_may_be_given_one_by_one(towers):
+    anatomy = Anatomy.of((tower for tower in towers), lambda block: iter(layers(block)), include=None)
+    assert [layer.name for _, layer in anatomy.layers()] == ["a.weight", "b.weight", "head.weight"]

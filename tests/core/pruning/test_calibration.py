@@ -82,7 +82,7 @@ def test_a_dataset_that_returns_nothing_is_named():
         read_samples(spec("dataset", lambda adapter, model, note: None), LlamaAdapter(), nn.Identity(), print)
 
 
-@pytest.mark.parametrize("tokens", [[3, 17, 5], torch.tensor([[3, 17, 5]]), torch.tensor(3)])
+@pytest.mark.parametrize("tokens", [[3, 17, 5], torch.tensor([[3, 17, 5]]), torch.tensor(3), torch.rand(3)])
 def test_tokens_that_are_no_row_of_numbers_are_the_datasets(tokens):
     """They were blamed on the adapter, which cannot put them together."""
     sample = Sample()

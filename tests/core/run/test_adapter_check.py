@@ -28,6 +28,31 @@ class Half(LlamaAdapter):
         return [Tower("language", language.blocks[:1]), head]
 
 
+class Writes(LlamaAdapter):
+    """Writes into a weight where its loss is asked for."""
+
+    def loss(self, model, batch):
+        model.lm_head.weight.data.mul_(0.9)
+        return super().loss(model, batch)
+
+
+class WritesForTokens(LlamaAdapter):
+    def tokens(self, model, batch, tower, call=0):
+        model.lm_head.weight.data.mul_(0.9)
+        return super().tokens(model, batch, tower, call)
+
+
+class HooksWhereItCollates(LlamaAdapter):
+    def collate(self, model, samples):
+        model.lm_head.register_forward_hook(lambda module, given, output: output * 1.1)
+        return super().collate(model, samples)
+
+
+class AllPadding(LlamaAdapter):
+    def tokens(self, model, batch, tower, call=0):
+        return torch.zeros_like(super().tokens(model, batch, tower, call))
+
+
 class OnlyTexts(ClipAdapter):
     def towers(self, model):
         return [tower for tower in super().towers(model) if tower.name != "vision"]
@@ -99,6 +124,29 @@ def test_blocks_that_are_forgotten_are_refused_with_what_is_covered(plain, tmp_p
         "the layers of the adapter Half hold 7,680 of the 23,040 weights in blocks that run. "
         "model.layers: 2 of its 3 blocks run and are in no tower (1, 2), with 14 matrices of 15,360 weights"
     )
+
+
+@pytest.mark.parametrize(
+    ("adapter", "said"),
+    [
+        (Writes, r"lm_head\.weight was written into"),
+        (WritesForTokens, r"lm_head\.weight was written into"),
+        (HooksWhereItCollates, "a forward hook was left on lm_head"),
+    ],
+)
+def test_one_that_changes_the_model_is_refused(plain, pico_llama, pico_tokenizer, tmp_path, adapter, said):
+    """Without a scorer nobody noticed, and another model than was given was pruned."""
+    recipe = plain(model={"adapter": adapter}, score=None, allocate="uniform", evaluate=None, export=None)
+    with pytest.raises(ModelError, match=rf"^the adapter {adapter.__name__}, or the dataset \w+, has left .*: {said}"):
+        ecoflap.run(recipe, model=pico_llama(), processor=pico_tokenizer, folder=tmp_path / "run")
+
+
+def test_one_for_which_everything_is_padding_is_refused(plain, pico_llama, pico_tokenizer, tmp_path):
+    """Wanda would have chosen by norms of nothing."""
+    recipe = plain(model={"adapter": AllPadding}, score=None, allocate="uniform", prune="wanda", evaluate=None)
+    said = r"model\.layers\.0\.self_attn\.q_proj\.weight: no position of the tower it reads, 'language', counts in any"
+    with pytest.raises(ModelError, match=said):
+        ecoflap.run(recipe, model=pico_llama(), processor=pico_tokenizer, folder=tmp_path / "run")
 
 
 @pytest.fixture

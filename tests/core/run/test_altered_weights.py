@@ -164,6 +164,29 @@ def test_a_file_that_somebody_writes_into_is_not_blamed_on_the_scorer(plain, pic
     assert (tmp_path / "run" / "scores.jsonl").is_file()
 
 
+class BreaksTheFile(WritesTheFile):
+    """Stands for somebody who writes into it what is no weight, while the scorer looks at the loss."""
+
+    def __call__(self, replay, layers):
+        size = self.file.stat().st_size
+        with self.file.open("r+b") as file:
+            begin = 8 + int.from_bytes(file.read(8), "little")
+            file.seek(begin)
+            file.write(b"\xff" * (size - begin))
+        yield from ((layer.name, float(replay.loss(0).mean())) for layer in layers)
+
+
+@LEAVES_WEIGHTS
+def test_nor_is_what_comes_of_its_new_bytes(plain, pico, tmp_path, monkeypatch):
+    """A loss that is no number would be blamed on the step of the noise, or on the model."""
+    source = shutil.copytree(pico / "model", tmp_path / "model")
+    monkeypatch.setattr(WritesTheFile, "file", source / "model.safetensors", raising=False)
+    recipe = plain(score=BreaksTheFile, evaluate=None, export=None, model={"source": str(source), "offload": "disk"})
+    with pytest.raises(RunError, match=r"model\.safetensors changed while the model was read from there") as caught:
+        ecoflap.run(recipe, folder=tmp_path / "run")
+    assert "the loss of calibration batch 0 is nan" in str(caught.value.__cause__)
+
+
 @pytest.mark.parametrize("offload", OFFLOADS)
 def test_what_comes_back_to_the_same_bits_is_left_to_do_it(plain, pico, tmp_path, offload):
     model = {"source": str(pico / "model"), "offload": offload}

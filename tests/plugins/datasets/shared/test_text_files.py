@@ -1,6 +1,8 @@
 """Files of text and of JSON: what is not UTF-8, and characters of which half is gone, are named with their line."""
 
+import gzip
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ecoflap.core.errors import DataError
+from ecoflap.plugins.datasets.shared import text_files
 from ecoflap.plugins.datasets.shared.published_files import read_json
 from ecoflap.plugins.datasets.shared.text_files import json_lines, read_text, refuse_halves
 
@@ -59,3 +62,29 @@ def test_what_is_not_utf8_is_named_with_its_line(tmp_path):
     (tmp_path / "a.txt").write_bytes("a\né\n".encode() + b"caf\xe9\n")
     with pytest.raises(DataError, match=r"a\.txt:3 cannot be read as UTF-8 text: .*0xe9"):
         read_text(tmp_path / "a.txt")
+
+
+def test_no_more_room_is_asked_for_than_a_file_takes(tmp_path):
+    """Under a limit of memory no text at all could be read, for room was made at once for the largest there may be."""
+    (tmp_path / "text.txt").write_text("a text\n" * 300, "utf-8")
+    tracemalloc.start()
+    try:
+        assert len(read_text(tmp_path / "text.txt")) == 2100
+        assert tracemalloc.get_traced_memory()[1] < 3 * text_files._PIECE
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("ending", ["txt", "txt.gz"])
+def test_a_text_of_many_pieces_is_read_whole_and_one_too_large_is_refused(tmp_path, monkeypatch, ending):
+    monkeypatch.setattr(text_files, "_PIECE", 7)
+    monkeypatch.setattr(text_files, "LARGEST", 100)
+    file = tmp_path / f"text.{ending}"
+    for text in ("é" * 50, "é" * 51):
+        raw = text.encode()
+        file.write_bytes(gzip.compress(raw) if ending.endswith("gz") else raw)
+        if len(raw) > 100:
+            with pytest.raises(DataError, match="holds more than 100 bytes of text"):
+                read_text(file)
+        else:
+            assert read_text(file) == text

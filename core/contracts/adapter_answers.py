@@ -1,0 +1,48 @@
+"""Hold what an adapter says of a batch to what its contract has; adapters come from anywhere."""
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from ecoflap.core.contracts.answers import shown
+from ecoflap.core.contracts.blame import PartError, blaming
+from ecoflap.core.contracts.protocols import Adapter
+from ecoflap.core.contracts.records import IMAGE, PADDING, Batch
+
+
+def loss_of(adapter: Adapter, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
+    """Compute an adapter's loss of a batch.
+
+    :raises PartError: Where it raises, or gives no tensor of one number that gradients flow from where they are wanted.
+    """
+    who = f"the adapter {type(adapter).__name__}, computing the loss,"
+    with blaming(who):
+        loss = adapter.loss(model, batch)
+    wanted = "one floating-point number is wanted, as logits' mean cross entropy is"
+    if not isinstance(loss, Tensor):
+        raise PartError(f"{who} gave {shown(loss)}; a tensor of {wanted}")
+    if loss.dim() or not loss.is_floating_point():
+        raise PartError(f"{who} gave a tensor of {tuple(loss.shape)} in {loss.dtype}; {wanted}")
+    if torch.is_grad_enabled() and not loss.requires_grad:
+        raise PartError(f"{who} gave one that no gradient flows from: it was detached, or computed under no_grad()")
+    return loss
+
+
+def tokens_of(
+    adapter: Adapter, model: nn.Module, batch: Batch, tower: str, call: int = 0
+) -> Shaped[Tensor, "batch tokens"]:
+    """Ask an adapter what each position of a tower's hidden states is.
+
+    :raises PartError: Where it raises, or gives no two axes of whole numbers from ``PADDING`` to ``IMAGE``.
+    """
+    who = f"the adapter {type(adapter).__name__}, asked for the tokens of its tower {tower!r},"
+    with blaming(who):
+        tokens = adapter.tokens(model, batch, tower, call)
+    wanted = "a number for each position of each sample is wanted: 0 for padding, 1 for text, 2 for an image or a query"
+    if not isinstance(tokens, Tensor):
+        raise PartError(f"{who} gave {shown(tokens)}; {wanted}")
+    if tokens.dim() != 2 or tokens.is_floating_point() or tokens.is_complex():
+        raise PartError(f"{who} gave a tensor of {tuple(tokens.shape)} in {tokens.dtype}; {wanted}")
+    if tokens.numel() and not PADDING <= int(tokens.min()) <= int(tokens.max()) <= IMAGE:
+        raise PartError(f"{who} gave numbers from {int(tokens.min())} to {int(tokens.max())}; {wanted}")
+    return tokens
