@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from jaxtyping import Int8
 from torch import Tensor, nn
 
+from ecoflap.adapters.generic.classes import SEEING, names_in, reads_text_alone
 from ecoflap.adapters.generic.examples import Inputs
 from ecoflap.adapters.generic.generic_adapter import GenericAdapter
 from ecoflap.adapters.generic.layers_seen import Texts
@@ -33,6 +34,13 @@ class CausalLMAdapter(GenericAdapter):
 
     priority = -20
     _kind, _mapping = "AutoModelForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
+
+    @classmethod
+    def _is_read(cls, model_type: str, name: str | None) -> bool:
+        seeing = names_in(SEEING)
+        is_listed = name in seeing.values() if name is not None else model_type in seeing
+        misplaced = is_listed and reads_text_alone(name or seeing[model_type])
+        return misplaced or super()._is_read(model_type, name)
 
     def __init__(self) -> None:
         super().__init__()

@@ -6,6 +6,8 @@ from typing import Any
 
 from ecoflap.core.model.anatomy import Source
 
+SEEING = "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES"
+"""The table of classes that read an image and a text, and of some that read a text alone."""
 OTHERS = frozenset({"audio", "video", "time"})
 """What samples do not hold, as transformers names what a model reads."""
 SOUNDS = frozenset({"input_features", "audio_values"})
@@ -66,6 +68,15 @@ def reads_others(name: str) -> tuple[str, ...]:
     if made is not None and not read and SOUNDS & signature(made.forward).parameters.keys():
         read = ("audio", "text")
     return read if OTHERS & {*read} and "image" not in read else ()
+
+
+def reads_text_alone(name: str) -> bool:
+    """Say whether a class takes no image, as that of Mistral 4, which transformers lists among those that do."""
+    import transformers
+
+    made = getattr(transformers, name, None)
+    taken = () if made is None else signature(made.forward).parameters
+    return made is not None and not any(word in one for one in taken for word in ("pixel", "image", "patches"))
 
 
 def made_for(source: Source) -> str | None:

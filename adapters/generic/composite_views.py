@@ -21,11 +21,14 @@ OF_TEXT = frozenset({
     "input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "image_embeds_position_mask",
     "cross_attention_mask", "qformer_input_ids", "qformer_attention_mask", "decoder_input_ids",
 })  # fmt: skip
+VIEWS = ("vision", "language", "all")
 SIZES, RATIOS = "image_sizes", "aspect_ratio_ids"
 
 
 def composite_views(model: nn.Module, taken_apart: TakenApart) -> tuple[list[View], dict[str, str]]:
     """Give ``vision``, ``language`` and ``all``, and why a model lacks one of them, by its name."""
+    if PIXELS not in taken_apart.inputs:
+        return [], dict.fromkeys(VIEWS, f"the model takes no {PIXELS}, of which views are made")
     towers, form = taken_apart.towers, image_form(model, taken_apart.inputs)
     says = [block for tower in towers if tower.name == "language" for block in tower.blocks]
     reads = any(layer.reads for block in says if isinstance(block, SeenBlock) for layer in block.layers)

@@ -112,7 +112,7 @@ def with_text(model: nn.Module, images: Mapping[str, Tensor], places: int) -> In
     at_image = torch.arange(len(row)) < places
     marks = at_image.long().expand(ROWS, -1)
     inputs: Inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **images}
-    inputs |= {name: marks for name in ("token_type_ids", "mm_token_type_ids") if name in known}
+    inputs |= {name: marks for name in known if name.endswith("token_type_ids")}
     if "image_embeds_position_mask" in known:
         inputs["image_embeds_position_mask"] = marks.bool()
     if "qformer_input_ids" in known:
@@ -184,9 +184,14 @@ def patches_of(batch: Mapping[str, Any]) -> Tensor | None:
     """Say which patches of a row are an image's, for models that read images as rows of patches, padded; else None."""
     mask: Tensor | None = batch.get("pixel_attention_mask")
     places: Tensor | None = batch.get("image_position_ids")
+    flattened: Tensor | None = batch.get("flattened_patches")
+    if flattened is not None:
+        return flattened.ne(0).any(-1)
     if places is not None:
         return (places != -1).all(-1)
-    return mask.bool() if mask is not None and mask.ndim == 2 else None
+    pixels: Tensor | None = batch.get("pixel_values")
+    is_of_tiles = pixels is not None and pixels.ndim > 3
+    return mask.bool() if mask is not None and mask.ndim == 2 and not is_of_tiles else None
 
 
 def _in_tiles_of_ratios(seen: Any, channels: int, size: int) -> Inputs:

@@ -18,6 +18,9 @@ from ecoflap.adapters.shared.texts import check_tokens
 from ecoflap.core.contracts.records import Batch, Sample
 from ecoflap.core.errors import DataError, one_line
 
+ADDED = 4
+"""How many tokens a processor may put behind a text, at most."""
+
 
 def processed(
     model: nn.Module,
@@ -113,16 +116,17 @@ def refuse_padded_images(batch: Batch) -> None:
 
 
 def labelled(
-    input_ids: Int64[Tensor, "rows tokens"], mask: Int64[Tensor, "rows tokens"], said: Sequence[int]
+    input_ids: Int64[Tensor, "rows tokens"], mask: Int64[Tensor, "rows tokens"], said: Sequence[Sequence[int]]
 ) -> Int64[Tensor, "rows tokens"]:
-    """Label the tokens that are said, which come last in each row before its padding.
-
-    :param said: How many they are.
-    """
+    """Label the tokens that are said, which come last in each row before its padding and what a processor adds."""
     labels = torch.full_like(input_ids, IGNORED)
-    for row, count in enumerate(said):
+    for row, tokens in enumerate(said):
         real = mask[row].nonzero().flatten()
-        places = real[len(real) - count :]
+        read, count = input_ids[row, real].tolist(), len(tokens)
+        likely = range(len(real), max(count, len(real) - ADDED) - 1, -1)
+        ends = (end for end in likely if read[end - count : end] == [*tokens])
+        end = next(ends, len(real))
+        places = real[end - count : end]
         labels[row, places] = input_ids[row, places]
     return labels
 

@@ -1,17 +1,21 @@
 """Adapt models of transformers that see an image, read a text and say another, which no family's own adapter claims."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import torch
 from jaxtyping import Int8, Int64
 from torch import Tensor, nn
 
+from ecoflap.adapters.generic.classes import SEEING, names_in, reads_text_alone
 from ecoflap.adapters.generic.composite_views import composite_views, composites_impossible
-from ecoflap.adapters.generic.examples import Inputs, arguments_of, placed
+from ecoflap.adapters.generic.examples import ROWS, Inputs, arguments_of, placed
 from ecoflap.adapters.generic.generic_adapter import GenericAdapter
 from ecoflap.adapters.generic.image_batches import labelled, processed, refuse_padded_images
 from ecoflap.adapters.generic.layers_seen import Texts
-from ecoflap.adapters.generic.probe import images_with_texts
+from ecoflap.adapters.generic.probe import as_read, images_with_texts
 from ecoflap.adapters.generic.wording import Wording, ids_of, refuse_foreign, takes_suffix, tokenizer_of
 from ecoflap.adapters.shared.generation import ends_of, generated, without_ends
 from ecoflap.adapters.shared.images import text_to_say
@@ -21,6 +25,8 @@ from ecoflap.adapters.shared.texts import padded_rows
 from ecoflap.core.contracts.abilities import Generation, Said
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.records import Batch, Sample, View
+from ecoflap.core.errors import DataError, EcoflapError
+from ecoflap.core.model.anatomy import Source
 
 
 @hookimpl
@@ -37,7 +43,23 @@ class ImageTextToTextAdapter(GenericAdapter):
 
     priority = -10
     _kind, _processor_kind = "AutoModelForImageTextToText", "AutoProcessor"
-    _mapping = "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES"
+    _mapping = SEEING
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sources: WeakKeyDictionary[nn.Module, Source] = WeakKeyDictionary()
+
+    def load(self, source: Source, dtype: torch.dtype | None, device: str) -> nn.Module:
+        """Load the model in eval mode, and its processor where that reads weights."""
+        model = super().load(source, dtype, device)
+        if source.model is None and source.with_processor:
+            self._sources[model] = source
+        return model
+
+    @classmethod
+    def _is_read(cls, model_type: str, name: str | None) -> bool:
+        is_read = super()._is_read(model_type, name)
+        return is_read and not reads_text_alone(name or names_in(cls._mapping)[model_type])
 
     def collate(self, model: nn.Module, samples: Sequence[Sample]) -> Batch:
         """Make images and texts padded on the right, with labels where something is to be said."""
@@ -57,8 +79,8 @@ class ImageTextToTextAdapter(GenericAdapter):
         if "qformer_input_ids" in batch:  # which is to read the question alone
             asked = processed(model, self.processor, prompts, samples, "right")
             batch |= {name: asked[name] for name in ("qformer_input_ids", "qformer_attention_mask")}
-        counts = [len(wording.said(*pair)) for pair in pairs]
-        return {**batch, "labels": labelled(batch["input_ids"], batch["attention_mask"], counts)}
+        tokens = [wording.said(*pair) for pair in pairs]
+        return {**batch, "labels": labelled(batch["input_ids"], batch["attention_mask"], tokens)}
 
     def generate(self, model: nn.Module, samples: Sequence[Sample], generation: Generation) -> list[Said]:
         """Have the model answer each question on an image, or say something of the image where none is asked."""
@@ -88,7 +110,29 @@ class ImageTextToTextAdapter(GenericAdapter):
         return {**refused, **composites_impossible(model, views, exporter, self.max_length(model))}
 
     def _examples(self, model: nn.Module) -> Iterable[tuple[Inputs, Texts]]:
-        return images_with_texts(model, self.processor)
+        yield from images_with_texts(model, self.processor)
+        processor = self.processor or self._on_disk(model)
+        if processor is not None and not find(model, "config.is_encoder_decoder", bool):
+            with suppress(DataError):
+                yield from self._made_by(processor, model)
+
+    def _on_disk(self, model: nn.Module) -> Any:
+        """Read the processor that lies beside a model's files, which a model without weights came without."""
+        source = self._sources.get(model)
+        with suppress(EcoflapError):
+            return None if source is None else self.read_processor(source, model)
+        return None
+
+    def _made_by(self, processor: Any, model: nn.Module) -> Iterator[tuple[Inputs, Texts]]:
+        """Yield images with a text by the model's own processor, for a model that takes images in a form of its own."""
+        from PIL import Image
+
+        samples = [Sample(image=Image.new("RGB", (64, 64)), question="?")] * ROWS
+        prompts = [self._wording(model, processor).prompt(sample.question) for sample in samples]
+        made = processed(model, processor, prompts, samples, "right")
+        inputs = {name: value for name, value in made.items() if isinstance(value, Tensor)}
+        if any(value.is_floating_point() for value in inputs.values()):  # else the forward takes no image at all
+            yield inputs, as_read(inputs)
 
     def _targets(self, model: nn.Module, batch: Batch) -> Tensor:
         labels: Tensor = batch["labels"]
@@ -110,11 +154,12 @@ class ImageTextToTextAdapter(GenericAdapter):
             arguments["logits_to_keep"] = _kept(labels).to(arguments["input_ids"].device)
         return arguments
 
-    def _wording(self, model: nn.Module) -> Wording:
-        tokenizer = tokenizer_of(self.processor)
-        refuse_foreign(model, self.processor)
+    def _wording(self, model: nn.Module, processor: Any = None) -> Wording:
+        processor = self.processor if processor is None else processor
+        tokenizer = tokenizer_of(processor)
+        refuse_foreign(model, processor)
         ends = ends_of(model, tokenizer)
-        return Wording(self.processor, tokenizer.convert_ids_to_tokens(ends[0]) if ends else "")
+        return Wording(processor, tokenizer.convert_ids_to_tokens(ends[0]) if ends else "")
 
 
 def _kept(labels: Int64[Tensor, "rows tokens"]) -> Int64[Tensor, " kept"]:

@@ -10,9 +10,10 @@ from torch import nn
 from ecoflap.adapters.generic.watch import OWN, Run, Use
 from ecoflap.core.model.anatomy import Layer, Layout, Part
 
-ROUTER = "router: it chooses which experts run"
+ROUTER = "router: it chooses which experts run, or which tokens are read"
 GATE = "gate of one number"
 PRECISE = "its model keeps it in 32 bits, whatever the others are in"
+SHARED = "is applied to the tokens of two towers"
 BIAS, OTHERWISE = "bias", "is applied in another way than as a matrix"
 UNSEEN = "is not used when the model reads"
 VISION = "vision"
@@ -55,6 +56,7 @@ def layers_seen(
     own = _own_experts(model, block, runs) if chosen else {}
     layers, left_out, seen = list[Layer](), dict[str, str](), set[tuple[str, int]]()
     used = [(run, use) for run in runs for use in run.uses]
+    shared = {key for key, readers in _readers(used, towers, texts).items() if len(readers) > 1}
     for run, use in used:
         part, experts = _part(model, use), _experts(model, use, run)
         key = use.parameter, -1 if part is None or experts else part[0]
@@ -62,12 +64,23 @@ def layers_seen(
             continue
         seen.add(key)
         reason = ROUTER if use.parameter in chosen else _why_no_layer(model, use)
+        reason = reason or (SHARED if (use.parameter, use.offset) in shared else "")
         if reason:
             left_out[use.parameter] = reason
         elif use.parameter not in own:
             layers += _routed(model, use, experts) or [_layer(model, use, part, run, towers, texts)]
     applied = own.keys() | {parameter for parameter, _ in seen}
     return [*layers, *own.values()], left_out | dict(_not_applied(model, block, runs, applied, texts))
+
+
+def _readers(
+    used: Sequence[tuple[Run, Use]], towers: Mapping[str, str], texts: Texts
+) -> Mapping[tuple[str, int], set[str]]:
+    """Give the towers whose tokens a matrix reads, by its parameter and where in that it begins."""
+    readers: dict[tuple[str, int], set[str]] = {}
+    for run, use in used:
+        readers.setdefault((use.parameter, use.offset), set()).add(_fed(use, run, towers, texts)[0])
+    return readers
 
 
 def _why_no_layer(model: nn.Module, use: Use) -> str:
@@ -154,7 +167,6 @@ def _fed(use: Use, run: Run, towers: Mapping[str, str], texts: Texts) -> tuple[s
         sources = [towers[name] for mark in sorted(use.read) for name in sorted(run.reads[mark]) if name in towers]
         if sources:
             return sources[-1], "batch token" if sources[-1] in texts.lengths else "selected"
-        return "", "selected"
     own = texts.of(run.shape)
     if own is None:
         return "", "selected"

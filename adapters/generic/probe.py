@@ -136,9 +136,14 @@ def images_with_texts(model: nn.Module, processor: Any = None) -> Iterator[tuple
                 both = {QFORMER: config.num_query_tokens + asked, QUESTION: asked}
                 yield inputs, Texts(ROWS, {"language": length, **both}, SEEN)
             else:
-                patches = patches_of(inputs)
-                rows = {} if patches is None else {VISION: patches.shape[1]}
-                yield inputs, Texts(ROWS, {"language": length, **rows}, SEEN)
+                yield inputs, as_read(inputs)
+
+
+def as_read(inputs: Inputs) -> Texts:
+    """Say how long texts with images are, and the rows of patches, where the images come in such rows."""
+    patches = patches_of(inputs)
+    rows = {} if patches is None else {VISION: patches.shape[1]}
+    return Texts(ROWS, {"language": inputs["input_ids"].shape[1], **rows}, SEEN)
 
 
 def _places(model: nn.Module, images: Mapping[str, Tensor]) -> Iterator[int]:

@@ -21,6 +21,7 @@ IDLE = "does not run when the model reads"
 UNUSED = "runs, and the loss does not depend on it"
 ELSEWHERE = "is applied outside the blocks, and not once by a linear layer of its own"
 PICKED = "reads what was picked of rows of patches, in which padding cannot be told"
+EACH = "runs anew for each image, of which there may be any number"
 BETWEEN = "runs between the blocks of another tower"
 OVERWRITTEN = "something is written into its output in place, so that it cannot be kept"
 
@@ -131,6 +132,8 @@ def _segments(
         if reason is not None:
             found.left_out[path] = reason
             del of_stack[path]
+    for path in [path for path, inside in of_stack.items() if _is_run_for_each(inside, names, runs, texts)]:
+        found.left_out.update(dict.fromkeys(of_stack.pop(path), EACH))
     kept = {path: inside for path, inside in of_stack.items() if not _is_between(path, of_stack, first)}
     for path in of_stack.keys() - kept.keys():
         found.left_out.update(dict.fromkeys(of_stack[path], BETWEEN))
@@ -155,6 +158,15 @@ def _why_no_layer(model: nn.Module, name: str, runs: Sequence[Run], watched: Wat
     if not isinstance(model.get_submodule(name), nn.Linear) or len(runs) > 1:
         return ELSEWHERE
     return PICKED if VISION in texts.lengths and texts.of(runs[0].shape) is None else None
+
+
+def _is_run_for_each(
+    inside: Sequence[str], names: Mapping[str, Stack], runs: Mapping[str, Sequence[Run]], texts: Texts
+) -> bool:
+    """Say whether the blocks of a connecting stack run as often as there are images."""
+    if inside[0] not in names or len(runs[inside[0]]) < texts.rows:
+        return False
+    return _tower(inside[0], runs[inside[0]][0], texts) in CONNECTING
 
 
 def _is_between(path: str, of_stack: Mapping[str, list[str]], first: Mapping[str, int]) -> bool:

@@ -122,22 +122,27 @@ class _Marked:
 
 
 class _Parameters:
-    """Finds the parameter that a tensor is, or is a view of.
+    """Knows which parameter a tensor is, or is a view of, by where it lies.
 
-    Several may be parts of one storage, as transformers leaves those that it cuts out of one tensor of a file.
+    Several may lie in one storage, as those that transformers cuts out of one tensor of a file.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._in: dict[int, list[tuple[str, Tensor]]] = {}
-        for name, parameter in _named(model):
-            self._in.setdefault(_storage(parameter), []).append((name, parameter))
+        self.named = dict(_named(model))
+        self._within: dict[int, dict[tuple[int, int], str]] = {}
+        for name, parameter in self.named.items():
+            begin = int(parameter.storage_offset())
+            length = 1 + sum((size - 1) * step for size, step in zip(parameter.shape, parameter.stride(), strict=True))
+            self._within.setdefault(_storage(parameter), {})[begin, begin + length] = name
 
-    def at(self, tensor: Tensor) -> tuple[str, Tensor]:
-        """Give the parameter, with its name; the tensor itself, without one, where it is of none."""
-        inside = self._in.get(_storage(tensor), [])
-        places = {parameter.data_ptr() for _, parameter in inside}
-        begins = max((place for place in places if place <= tensor.data_ptr()), default=0)
-        return next((one for one in reversed(inside) if one[1].data_ptr() == begins), ("", tensor))
+    def name_of(self, tensor: Tensor) -> str:
+        """Name the parameter; give nothing for a tensor of something else."""
+        place = _storage(tensor)
+        places = self._within.get(place, {}) if place else {}
+        if len(places) < 2:
+            return next(iter(places.values()), "")
+        at = int(tensor.storage_offset())
+        return next((name for (begin, end), name in sorted(places.items(), reverse=True) if begin <= at < end), "")
 
 
 class Watch(TorchFunctionMode):
@@ -212,7 +217,7 @@ class Watch(TorchFunctionMode):
             given = (args, kwargs)
             self._follow_view(func, args, kwargs, made)
             if self._inside is not None:
-                self._inside.touched |= {self._parameters.at(one)[0] for one in tensors_of(given)} - {""}
+                self._inside.touched |= {self._parameters.name_of(tensor) for tensor in tensors_of(given)} - {""}
                 self._inside.chosen |= self._makers.of_all(given) if func in CHOICES else set()
             for marked in (self._outer,) if self._inside is None else (self._inner, self._makers):
                 marks = marked.of_all(given)
@@ -229,19 +234,19 @@ class Watch(TorchFunctionMode):
         :raises ModelError: Where it is a weight: what runs would be another model than what is saved.
         """
         with torch._C.DisableTorchFunction():
-            place, (name, _) = _storage(tensor), self._parameters.at(tensor)
+            name, place = self._parameters.name_of(tensor), _storage(tensor)
             if name:
                 raise ModelError(
-                    f"{name} is written to by the model's own forward, so a model that has run "
-                    f"is another than the one that was read, and what is pruned would not be what is saved"
+                    f"{name} is written to by the model's own forward, so a model that has run is another than the one "
+                    f"that was read, and what is pruned would not be what is saved"
                 )
             if place in self._made_outside:
                 self._overwritten.add(self._made_outside[place])
 
     def _follow_view(self, func: Any, args: Any, kwargs: Any, made: Any) -> None:
         """Keep how a view of a parameter lies in it; what is lent to a model without weights does not tell."""
-        given = {id(tensor) for tensor in tensors_of((args, kwargs)) if self._parameters.at(tensor)[0]}
-        views = [tensor for tensor in tensors_of(made) if self._parameters.at(tensor)[0]]
+        given = {id(tensor) for tensor in tensors_of((args, kwargs)) if self._parameters.name_of(tensor)}
+        views = [tensor for tensor in tensors_of(made) if self._parameters.name_of(tensor)]
         if given and any(id(tensor) not in given for tensor in views):
             bare_args, bare_kwargs = pytree.tree_map_only(Tensor, self._bare, (args, dict(kwargs)))
             for tensor, bare in zip(tensors_of(made), tensors_of(func(*bare_args, **bare_kwargs)), strict=False):
@@ -251,7 +256,7 @@ class Watch(TorchFunctionMode):
         """Give a tensor without numbers that lies in its parameter as this one does."""
         if id(tensor) in self._views:
             return self._views[id(tensor)][1]
-        if not self._parameters.at(tensor)[0]:
+        if not self._parameters.name_of(tensor):
             return tensor
         return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
 
@@ -274,7 +279,8 @@ class Watch(TorchFunctionMode):
             if len(operands) < 2 or "conv" in kind or "attention" in kind:
                 return
             (other, weight), marked = operands, self._outer if self._inside is None else self._inner
-            name, parameter = self._parameters.at(weight)
+            name = self._parameters.name_of(weight)
+            parameter = self._parameters.named.get(name, weight)
             if name and parameter.ndim >= 2 and weight.ndim >= 2:
                 bare = self._bare(weight)
                 turned = _turned(bare)

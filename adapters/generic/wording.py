@@ -12,6 +12,7 @@ from ecoflap.core.errors import DataError
 
 WRITING = frozenset({
     "BlipProcessor", "Blip2Processor", "Florence2Processor", "InstructBlipProcessor", "Kosmos2Processor",
+    "Kosmos2_5Processor",
 })  # fmt: skip
 """Processors that put the places of an image into a text themselves."""
 SUFFIXING = frozenset({"PaliGemmaProcessor"})
@@ -101,8 +102,8 @@ def takes_suffix(processor: Any) -> bool:
 
 def placeholder(processor: Any) -> str:
     """Give the text that stands for an image; nothing where the processor writes it."""
-    for name in ("boi_token", "image_token") if is_written_in(processor) else ():
-        for owner in (processor, tokenizer_of(processor)):
+    for owner in (processor, tokenizer_of(processor)) if is_written_in(processor) else ():
+        for name in ("image_token", "boi_token"):
             token = getattr(owner, name, None)
             token = getattr(token, "content", token)  # Idefics 2 had it as an AddedToken before transformers 5
             if isinstance(token, str):

@@ -114,15 +114,17 @@ class _Products(TorchFunctionMode):
         super().__init__()
         self._matrices, self._see = matrices, see
         self._picked: Picked | None = None
+        self._masked: tuple[Tensor, Picked] | None = None
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         if func in _PRODUCTS:
             self._look(func, [*args, *(kwargs or {}).values()])
+        made = func(*args, **(kwargs or {}))
         if func in _PICKS:
-            self._remember(args)
-        return func(*args, **(kwargs or {}))
+            self._remember(args, made)
+        return made
 
     def picked(self, inputs: Tensor) -> Picked | None:
         """Say which rows inputs were picked as: they, or what they were computed from, are what was picked last.
@@ -152,14 +154,29 @@ class _Products(TorchFunctionMode):
             if layer is not None:
                 self._see(layer, rows, self.picked(rows) if matrices.dim() == 2 else None)
 
-    def _remember(self, args: tuple[Any, ...]) -> None:
-        """Keep which rows are picked of a table of hidden states, by ``hidden[rows]`` or ``hidden[None, rows]``."""
+    def _remember(self, args: tuple[Any, ...], made: Tensor) -> None:
+        """Keep which rows are picked of a table of hidden states, by ``hidden[rows]`` or ``hidden[None, rows]``.
+
+        The table may itself be what a mask has left, as where an image has experts of its own: ``hidden[is_image]``.
+        """
         table, index = args[0], args[-1]
         if isinstance(index, tuple) and len(index) == 2 and index[0] is None:
             index = index[1]
         is_rows = isinstance(index, Tensor) and index.dim() == 1 and index.dtype == torch.int64
         if is_rows and isinstance(table, Tensor) and table.dim() == 2 and table.is_floating_point():
-            self._picked = Picked(index, len(table))
+            self._picked = self._of_all(table, Picked(index, len(table)))
+        elif isinstance(index, Tensor) and index.dtype == torch.bool and table.dim() == 3 and index.dim() > 1:
+            whole = index[..., 0] if index.dim() == 3 else index
+            if whole is index or bool((index == whole[..., None]).all()):  # each position is left whole, or not at all
+                self._masked = made, Picked(whole.reshape(-1).nonzero().flatten(), whole.numel())
+
+    def _of_all(self, table: Tensor, picked: Picked) -> Picked:
+        """Say which of all positions rows are, where they were picked of those that a mask has left."""
+        if self._masked is None:
+            return picked
+        made, left = self._masked
+        is_made = table.untyped_storage().data_ptr() == made.untyped_storage().data_ptr()
+        return Picked(left.rows[picked.rows], left.of) if is_made and picked.of == len(left.rows) else picked
 
 
 def _whole(tensor: Tensor) -> Tensor:

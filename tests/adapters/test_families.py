@@ -13,7 +13,7 @@ from column_norms import column_norms
 from family import Family
 from idle import Idle
 from pico_clip import tokenizer
-from table import ALL_ROWS, THOROUGH, marked
+from table import ALL_ROWS, DOUBLES, THOROUGH, marked
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -233,7 +233,7 @@ def files_beside(model: nn.Module, adapter: Adapter, folder: Path) -> dict[str, 
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
-@pytest.mark.parametrize("name", sorted(ALL_ROWS))
+@pytest.mark.parametrize("name", marked(sorted(ALL_ROWS), DOUBLES))
 def test_the_adapter_passes_its_check(case: Case):
     """Its loss is the model's own, and all that runs is in a tower; where a loss is made up, the check says so."""
     samples = case.row.samples(2 * case.row.batch_size)

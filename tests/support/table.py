@@ -1,7 +1,7 @@
 """The tables of families, and their samples as a dataset that a recipe can name."""
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
@@ -28,7 +28,7 @@ MODULES = {
 }
 GENERIC = (
     "pico_llava", "pico_qwen_vl", "pico_idefics", "pico_gemma_vl", "pico_others_vl", "pico_reading_vl", "pico_causal",
-    "pico_rows_vl", "pico_seq2seq", "pico_encoders",
+    "pico_rows_vl", "pico_seq2seq", "pico_encoders", "pico_grids_vl", "pico_seen_vl",
 )  # fmt: skip
 """Modules with models of transformers that the generic adapters take."""
 
@@ -36,7 +36,17 @@ _PROJECTOR = ("multi_modal_projector.linear_1", "multi_modal_projector.linear_2"
 _X_ATTN = tuple(f"x_attn.{name}" for name in ("k_proj", "v_proj", "q_proj", "out_proj"))
 OUTSIDE_BEFORE_5 = {
     **dict.fromkeys(
-        ("aya_vision", "llava", "llava_next", "llava_onevision", "llava_two_layers", "pixtral"), _PROJECTOR
+        (
+            "aya_vision",
+            "llava",
+            "llava_next",
+            "llava_next_video",
+            "llava_onevision",
+            "llava_two_layers",
+            "pixtral",
+            "vipllava",
+        ),
+        _PROJECTOR,
     ),
     "mistral3": ("multi_modal_projector.patch_merger.merging_layer", *_PROJECTOR),
     "gemma3": ("language_model.lm_head",),
@@ -90,12 +100,17 @@ VARIANTS = {
 """Rows of families that have another, by which they are tested each time."""
 OF_EACH_KIND = {"bart", "bert", "gpt2", "idefics3", "llava", "mixtral", "mllama", "qwen2_vl"}
 """Rows of the generic adapters that are tested each time."""
+DOUBLES = {
+    "cohere2_vision", "deepseek_vl", "exaone4_5", "glm46v", "glm_ocr", "got_ocr2", "lighton_ocr", "llava_next_video",
+    "mistral4", "qwen2_5_omni_thinker", "qwen3_5", "video_llama_3", "vipllava",
+}  # fmt: skip
+"""Rows of the generic adapters that are so like others that even what all rows go through is for the slow tests."""
 ALIKE = VARIANTS | (GENERIC_ROWS.keys() - OF_EACH_KIND)
 
 
-def marked(names: Iterable[str]) -> list[Any]:
+def marked(names: Iterable[str], alike: Collection[str] = ALIKE) -> list[Any]:
     """Give rows to parametrize a test with: those that are like others are for the slow tests."""
-    return [pytest.param(name, marks=pytest.mark.slow if name in ALIKE else ()) for name in names]
+    return [pytest.param(name, marks=pytest.mark.slow if name in alike else ()) for name in names]
 
 
 def row_of(name: str) -> Family:

@@ -7,6 +7,8 @@ import torch
 from pico_composites import PATCH, TEXT, TOWER, VISION
 from pico_words import token
 
+from ecoflap.adapters.generic.examples import patches_of
+from ecoflap.adapters.generic.image_batches import labelled
 from ecoflap.adapters.generic.image_text_to_text import ImageTextToTextAdapter
 from ecoflap.core.contracts.records import IMAGE
 
@@ -58,3 +60,18 @@ def test_patches_with_a_place_are_told_from_padding():
     assert told.tolist() == [[IMAGE, IMAGE], [IMAGE, 0]]
     vision = next(tower for tower in adapter.towers(model) if tower.name == "vision")
     assert {layer.layout for block in vision.blocks for layer in adapter.layers(block)} == {"batch token"}
+
+
+def test_patches_of_nothing_but_zeros_are_padding_and_a_mask_of_tiles_is_of_no_patches():
+    patches = torch.tensor([[[1.0, 2.0], [0.0, 0.0]], [[1.0, 1.0], [1.0, 2.0]]])
+    told = ImageTextToTextAdapter().tokens(torch.nn.Linear(1, 1), {"flattened_patches": patches}, "vision")
+    assert told.tolist() == [[IMAGE, 0], [IMAGE, IMAGE]]
+    mask = torch.ones(2, 1, dtype=torch.int64)
+    assert patches_of({"pixel_values": torch.ones(2, 1, 3, 4, 4), "pixel_attention_mask": mask}) is None
+    assert patches_of({"pixel_values": torch.ones(2, 1, 4), "pixel_attention_mask": mask}) is not None
+
+
+def test_what_a_processor_puts_behind_a_text_is_not_said():
+    ids = torch.tensor([[5, 7, 8, 1, 0], [7, 8, 7, 8, 0], [5, 6, 8, 1, 0]])
+    labels = labelled(ids, (ids > 0).long(), [(7, 8)] * 3)
+    assert labels.tolist() == [[-100, 7, 8, -100, -100], [-100, -100, 7, 8, -100], [-100, -100, 8, 1, -100]]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from table import GENERIC_ROWS, marked
+from table import DOUBLES, GENERIC_ROWS, marked
 from transformers_version import is_before
 
 import ecoflap
@@ -57,9 +57,10 @@ def check_zeros(model: torch.nn.Module, adapter: Adapter, done: ecoflap.Run) -> 
 
 
 SAYING = [name for name, row in sorted(GENERIC_ROWS.items()) if offers(row.adapter(), Generates)]
+SEEING = [name for name in SAYING if GENERIC_ROWS[name].samples(1)[0].image is not None]
 
 
-@pytest.mark.parametrize("name", [name for name in SAYING if GENERIC_ROWS[name].samples(1)[0].image is not None])
+@pytest.mark.parametrize("name", marked(SEEING, DOUBLES))
 def test_a_text_is_the_same_whatever_else_is_in_the_batch(name: str):
     if name == "aya_vision" and is_before("5"):
         pytest.skip("the cache of Cohere 2 before transformers 5 says one thing and then another of the same text")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ecoflap.adapters.generic.layers_seen import PRECISE, ROUTER, Texts
+from ecoflap.adapters.generic.layers_seen import PRECISE, ROUTER, SHARED, Texts
 from ecoflap.adapters.generic.probe import _vectors
 from ecoflap.adapters.generic.stacks import stacks_of
 from ecoflap.adapters.generic.taken_apart import BETWEEN, IDLE, OVERWRITTEN, UNUSED, TakenApart, take_apart
@@ -166,20 +166,70 @@ def test_rows_with_inputs_of_their_own_are_layers_and_what_only_mixes_or_weighs_
     assert found.left_out["text.1.gate.weight"] == ROUTER
 
 
-def test_parameters_that_were_cut_out_of_one_tensor_are_told_apart():
-    """As transformers leaves them that reads several of one tensor of a file."""
-    model = Stacked()
-    apart = taken_apart(model)
+class Adding(nn.Module):
+    """Reads beside its hidden states what was made of the model's inputs alone, once for each of its tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own, self.beside = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, hidden: Tensor, made: Tensor) -> Tensor:
+        return self.own(hidden) + self.beside(made)
+
+
+class Hashing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.text = nn.ModuleList([Adding(), Adding()])
+
+    def forward(self, pixels: Tensor, words: Tensor) -> Tensor:
+        made = 2 * words
+        return self.text[1](self.text[0](words, made), made) + pixels.sum()
+
+
+def test_what_is_made_of_the_inputs_alone_lies_as_the_text_does():
+    (tower,) = taken_apart(Hashing()).towers
+    told = {(layer.layout, layer.reads) for block in tower.blocks for layer in block.layers}  # type: ignore[attr-defined]
+    assert told == {("batch token", "")}
+
+
+def test_matrices_that_lie_in_one_storage_are_told_apart():
+    """As those are that transformers cuts out of one tensor of a checkpoint."""
+    model = Hashing()
     for block in model.text:
-        whole = torch.cat([block.plain.weight.data, block.turned.data])
-        block.plain.weight.data, block.turned.data = whole[:6], whole[6:]
-    again = taken_apart(model)
-    told, untold = (
-        [layer.name for tower in one.towers for block in tower.blocks for layer in getattr(block, "layers", ())]
-        for one in (again, apart)
-    )
-    assert told == untold
-    assert "text.1.turned" in told
+        first, second = torch.randn(2 * WIDTH, WIDTH).chunk(2)
+        block.own.weight, block.beside.weight = nn.Parameter(first), nn.Parameter(second)
+    (tower,) = taken_apart(model).towers
+    told = [(layer.name, layer.part) for block in tower.blocks for layer in block.layers]  # type: ignore[attr-defined]
+    assert told == [(f"text.{number}.{name}.weight", None) for number in range(2) for name in ("own", "beside")]
+
+
+class Merged(nn.Module):
+    """Multiplies what it reads of another tower by the matrix that its own tokens are multiplied by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.key, self.out = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, hidden: Tensor, seen: Tensor) -> Tensor:
+        return self.out(self.key(hidden) + self.key(seen).mean(1, keepdim=True))
+
+
+class Crossing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.vision = nn.ModuleList(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU()) for _ in range(2))
+        self.text = nn.ModuleList([Merged(), Merged()])
+
+    def forward(self, pixels: Tensor, words: Tensor) -> Tensor:
+        seen = self.vision[1](self.vision[0](pixels))
+        return self.text[1](self.text[0](words, seen), seen)
+
+
+def test_a_matrix_of_two_towers_is_left_out():
+    found = taken_apart(Crossing())
+    assert [len(block.layers) for block in found.towers[1].blocks] == [1, 1]  # type: ignore[attr-defined]
+    assert found.left_out == {"text.0.key.weight": SHARED, "text.1.key.weight": SHARED}
 
 
 def test_towers_are_in_the_order_they_run_and_what_does_not_matter_is_left_out():

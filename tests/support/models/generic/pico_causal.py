@@ -60,6 +60,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8, "sliding_window": 8,
         "global_head_dim": 16, "layer_types": ["sliding_attention", "full_attention"],
     },
+    "mistral4": {"n_routed_experts": 4, **EXPERTS, **HEADS},
     "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8, "rope_parameters": ROPE},
     "dbrx": {
         "d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64,
@@ -84,7 +85,12 @@ OUTSIDE = {
 }
 
 
+CLASSES = {"mistral4": "Mistral4ForCausalLM"}
+"""Of those that are not in transformers' table."""
+
+
 def build(kind: str, layers: int, **keys: Any) -> Any:
+    import transformers
     from transformers import AutoConfig, AutoModelForCausalLM
 
     settings = {**SETTINGS, "num_hidden_layers": layers, **keys}
@@ -93,7 +99,8 @@ def build(kind: str, layers: int, **keys: Any) -> Any:
         for name in ("layer_types", "mlp_layer_types"):
             settings.pop(name, None)
     config = AutoConfig.for_model(kind, **{name: value for name, value in settings.items() if value is not None})
-    model = drawn(AutoModelForCausalLM.from_config(config))
+    own = getattr(transformers, CLASSES[kind])(config) if kind in CLASSES else None
+    model = drawn(own or AutoModelForCausalLM.from_config(config))
     for name, table in model.named_buffers():
         if name.endswith("tid2eid"):  # which experts a token has, as a checkpoint brings it
             table.copy_((torch.arange(table.numel()) * 7 // 3 % 4).reshape(table.shape))
@@ -108,7 +115,7 @@ def row(kind: str, **keys: Any) -> Family:
         samples=samples,
         towers=("language",),
         outside=(*OUTSIDE.get(kind, ()), "lm_head"),
-        reload=partial(reload, "AutoModelForCausalLM"),
+        reload=partial(reload, CLASSES.get(kind, "AutoModelForCausalLM")),
         outputs=outputs,
         poisoned=poisoned,
         multiplies={"falcon": "x @ weight.T"}.get(kind, ""),

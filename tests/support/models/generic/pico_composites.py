@@ -15,12 +15,18 @@ from ecoflap.adapters.generic.image_text_to_text import ImageTextToTextAdapter
 from ecoflap.core.contracts.records import Batch, Sample
 
 SIZE, PATCH = 28, 14
+SQUARE = {"height": SIZE, "width": SIZE}
 TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 VISION = {**TOWER, "image_size": SIZE, "patch_size": PATCH}
 TEXT = {
     **TOWER, "vocab_size": VOCABULARY, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 256,
     "pad_token_id": PAD, "bos_token_id": BEGIN, "eos_token_id": END, "tie_word_embeddings": False,
 }  # fmt: skip
+
+
+def text(kind: str, layers: int, **keys: Any) -> dict[str, Any]:
+    """The settings of a text model."""
+    return {"model_type": kind, **TEXT, "num_hidden_layers": layers, **keys}
 
 
 def drawn(model: Any) -> Any:

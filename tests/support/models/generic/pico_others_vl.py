@@ -3,14 +3,8 @@
 from typing import Any
 
 from family import Family
-from pico_composites import PATCH, SIZE, TEXT, VISION, images, row
+from pico_composites import PATCH, SIZE, SQUARE, VISION, images, row, text
 from pico_words import VOCABULARY, chat, token, tokenizer
-
-SQUARE = {"height": SIZE, "width": SIZE}
-
-
-def text(kind: str, layers: int, **keys: Any) -> dict[str, Any]:
-    return {"model_type": kind, **TEXT, "num_hidden_layers": layers, **keys}
 
 
 def internvl(layers: int) -> Any:

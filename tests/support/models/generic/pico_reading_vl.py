@@ -1,16 +1,10 @@
-"""Pico InstructBLIP, Mllama, Kosmos 2 and Florence-2, which put images into a text in ways of their own."""
+"""Pico models that put images into a text in ways of their own, InstructBLIP and Mllama among them."""
 
 from typing import Any
 
 from family import Family
-from pico_composites import PATCH, SIZE, TEXT, VISION, images, row
+from pico_composites import PATCH, SIZE, SQUARE, TEXT, VISION, images, row, text
 from pico_words import BEGIN, END, PAD, VOCABULARY, captions, chat, token, tokenizer
-
-SQUARE = {"height": SIZE, "width": SIZE}
-
-
-def text(kind: str, layers: int, **keys: Any) -> dict[str, Any]:
-    return {"model_type": kind, **TEXT, "num_hidden_layers": layers, **keys}
 
 
 def instructblip(layers: int) -> Any:
@@ -143,6 +137,28 @@ def florence2_processor() -> Any:
     return Florence2Processor(seen, tokenizer(begins=False, image_token="<image>"))
 
 
+def chameleon(layers: int) -> Any:
+    from transformers import ChameleonConfig
+
+    codes = {
+        "embed_dim": 32, "num_embeddings": 10, "latent_channels": 32, "resolution": SIZE, "base_channels": 32,
+        "channel_multiplier": [1, 1, 1], "num_res_blocks": 1,
+    }  # fmt: skip
+    names = {f"IMGIMG{letter}Z": 60 + number for number, letter in enumerate("ABCDEFGHIJ")}
+    return ChameleonConfig(
+        vq_config=codes, vocabulary_map={"<image>": token(0), **names}, **{**TEXT, "num_hidden_layers": layers}
+    )
+
+
+def chameleon_processor() -> Any:
+    from transformers import ChameleonProcessor
+
+    words = tokenizer(image_token="<image>", boi_token="<racm3:break>", eoi_token="<eoss>")
+    words.sep_token = "<s>"
+    seen = images("ChameleonImageProcessor", size={"shortest_edge": SIZE}, crop_size=SQUARE)
+    return ChameleonProcessor(seen, words, image_seq_length=49)
+
+
 KOSMOS = (
     *(f"image_to_text_projection.{name}" for name in ("dense", "x_attn.q_proj", "x_attn.k_proj", "x_attn.v_proj")),
     "image_to_text_projection.x_attn.out_proj", "text_model.lm_head",
@@ -160,6 +176,7 @@ FAMILIES: dict[str, Family] = {
         "MllamaForConditionalGeneration", mllama, mllama_processor, outside=("model.multi_modal_projector", "lm_head")
     ),
     "kosmos2": row("Kosmos2ForConditionalGeneration", kosmos2, kosmos2_processor, outside=KOSMOS),
+    "chameleon": row("ChameleonForConditionalGeneration", chameleon, chameleon_processor, towers=("language",)),
     "florence2": row(
         "Florence2ForConditionalGeneration",
         florence2,
