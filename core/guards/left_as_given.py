@@ -18,15 +18,19 @@ class ChangedModelError(ModelError):
 
 
 @contextmanager
-def left_as_given(who: str, model: nn.Module, cure: str, *, is_on_disk: bool) -> Iterator[None]:
+def left_as_given(
+    who: str, model: nn.Module, cure: str, *, is_on_disk: bool, runs_first: bool = False
+) -> Iterator[None]:
     """Refuse what has changed a parameter, a module or a hook of a model; put back modes.
 
     :param who: The part, for the message.
     :param cure: What its author is to do instead.
     :param is_on_disk: Whether weights stay in their files, and large ones are not read for this.
+    :param runs_first: Whether the model has not run before, at which some exchange modules themselves, as BigBird its
+        attention for short texts: then modules may be others.
     :raises ChangedModelError: With what is other than it was, behind what the part itself was refused for.
     """
-    changed_since = model_watched(model, is_on_disk=is_on_disk)
+    changed_since = model_watched(model, is_on_disk=is_on_disk, hooks_alone=runs_first)
     refused: tuple[str, ...] = ()
     try:
         with modes_put_back(model):
@@ -43,13 +47,16 @@ def left_as_given(who: str, model: nn.Module, cure: str, *, is_on_disk: bool) ->
         raise ChangedModelError(*refused, f"{sentence}: {first_of(changes, 3)}. {cure}")
 
 
-def model_watched(model: nn.Module, *, is_on_disk: bool, besides: Collection[int] = ()) -> Callable[[], list[str]]:
+def model_watched(
+    model: nn.Module, *, is_on_disk: bool, besides: Collection[int] = (), hooks_alone: bool = False
+) -> Callable[[], list[str]]:
     """Look at a model, and give what says later what is other than it was.
 
     Buffers are not looked at: a model's own forward may count in one, or make one anew.
 
     :param is_on_disk: Whether weights stay in their files: of large ones types and shapes alone are looked at.
     :param besides: The ``id`` of each parameter whose numbers somebody else looks at.
+    :param hooks_alone: Whether modules may be others, so that beside numbers hooks alone are looked at.
     """
     parameters = dict(model.named_parameters())
     read = {
@@ -58,7 +65,8 @@ def model_watched(model: nn.Module, *, is_on_disk: bool, besides: Collection[int
         if id(one) not in besides and not one.is_meta and not (is_on_disk and one.nbytes > _SMALL)
     }
     types = {name: (one.dtype, one.shape) for name, one in parameters.items() if name not in read}
-    written_since, changed_since = watched(read, counting=False), form_watched(model, of_buffers=False)
+    written_since = watched(read, counting=False)
+    changed_since = form_watched(model, of_buffers=False, hooks_alone=hooks_alone)
 
     def changes() -> list[str]:
         recast = [name for name, before in types.items() if (parameters[name].dtype, parameters[name].shape) != before]

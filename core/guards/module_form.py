@@ -55,13 +55,19 @@ def form_kept(who: str, module: nn.Module, cure: str) -> Iterator[None]:
         raise ModelError(f"{who} left its module otherwise than it was given: {first_of(changes, 3)}. {cure}")
 
 
-def form_watched(module: nn.Module, *, of_buffers: bool = True) -> Callable[[], list[str]]:
+def form_watched(module: nn.Module, *, of_buffers: bool = True, hooks_alone: bool = False) -> Callable[[], list[str]]:
     """Look at what a module is, and give what says later what is other than it was.
 
     :param of_buffers: Whether saved buffers are to be the same tensors.
+    :param hooks_alone: Whether hooks are looked at and nothing else.
     """
-    before = _form_of(module, of_buffers)
-    return lambda: list(dict.fromkeys(_changes(before, _form_of(module, of_buffers))))
+
+    def form() -> dict[_Fact, Any]:
+        facts = _form_of(module, of_buffers)
+        return {fact: one for fact, one in facts.items() if fact.hook is not None} if hooks_alone else facts
+
+    before = form()
+    return lambda: list(dict.fromkeys(_changes(before, form())))
 
 
 def _form_of(module: nn.Module, of_buffers: bool) -> dict[_Fact, Any]:

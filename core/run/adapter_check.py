@@ -55,7 +55,8 @@ def _hold_against_model(state: RunState, keys: CalibrationKeys) -> None:
     adapter, source, named = state.prepared.adapter, state.prepared.source, state.recipe.model.adapter_name
     who = f"the adapter {type(adapter).__name__}, or the dataset {keys.data.use},"
     with refusing_misfit(adapter, named, source):
-        with left_as_given(who, state.model.get(), _CURE, is_on_disk=state.model.stays_on_disk):
+        model, is_on_disk = state.model.get(), state.model.stays_on_disk
+        with left_as_given(who, model, _CURE, is_on_disk=is_on_disk, runs_first=True):
             replay = state.replay([state.data.first_batch(keys)], keys, ranks=ALONE)
             found = hold_against_model(replay)
             for tower in _with_tokens(replay.anatomy):

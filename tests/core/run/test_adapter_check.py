@@ -7,6 +7,7 @@ import pytest
 import torch
 from family import redraw
 from table import ROWS
+from transformers_version import is_before
 
 import ecoflap
 from ecoflap.adapters.clip import ClipAdapter
@@ -15,6 +16,8 @@ from ecoflap.core.contracts.events import StageStarted
 from ecoflap.core.errors import ModelError
 from ecoflap.core.model.anatomy import Tower
 from ecoflap.core.pruning.calibration import SAMPLES_AT_A_GLANCE, TOKENS_AT_A_GLANCE, Calibration
+
+OFFERED = pytest.mark.skipif(is_before("5"), reason="the generic adapters are for what transformers 5 has")
 
 
 class Squares(LlamaAdapter):
@@ -139,6 +142,20 @@ def test_one_that_changes_the_model_is_refused(plain, pico_llama, pico_tokenizer
     recipe = plain(model={"adapter": adapter}, score=None, allocate="uniform", evaluate=None, export=None)
     with pytest.raises(ModelError, match=rf"^the adapter {adapter.__name__}, or the dataset \w+, has left .*: {said}"):
         ecoflap.run(recipe, model=pico_llama(), processor=pico_tokenizer, folder=tmp_path / "run")
+
+
+@OFFERED
+def test_a_model_that_exchanges_its_modules_as_it_runs_is_nobodys_mistake(plain, pico_tokenizer, tmp_path):
+    """BigBird takes another attention for short texts, when it first has one."""
+    from transformers import BigBirdConfig, BigBirdForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = BigBirdConfig(vocab_size=64, **sizes, max_position_embeddings=64, is_decoder=True, pad_token_id=2)
+    model = redraw(BigBirdForCausalLM(config)).eval()
+    before = type(model.bert.encoder.layer[0].attention.self)
+    recipe = plain(model={"adapter": "causal_lm"}, score=None, allocate="uniform", evaluate=None, export=None)
+    ecoflap.run(recipe, model=model, processor=pico_tokenizer, folder=tmp_path / "run")
+    assert type(model.bert.encoder.layer[0].attention.self) is not before
 
 
 def test_one_for_which_everything_is_padding_is_refused(plain, pico_llama, pico_tokenizer, tmp_path):
