@@ -10,6 +10,7 @@ from torch import nn
 from ecoflap import torchscript
 from ecoflap.core.errors import FormatError
 from ecoflap.core.sealing.sums import write_sums
+from ecoflap.exporters.torchscript.store import quiet
 
 
 @pytest.fixture
@@ -17,7 +18,8 @@ def folder(tmp_path: Path) -> Path:
     """One like an export's, with a file of TorchScript, one of tensors, and one that is neither."""
     folder = tmp_path / "views"
     folder.mkdir()
-    torch.jit.script(nn.Linear(2, 2)).save(folder / "text.pt")
+    with quiet():
+        torch.jit.script(nn.Linear(2, 2)).save(folder / "text.pt")
     torch.save({"weight": torch.ones(2)}, folder / "state.bin")
     (folder / "vision.onnx").write_bytes(b"\x08\x08\x12\x07pytorch")
     write_sums(folder)
