@@ -71,10 +71,10 @@ def reads_others(name: str) -> tuple[str, ...]:
 
 
 def reads_text_alone(name: str) -> bool:
-    """Say whether a class takes no image, as that of Mistral 4, which transformers lists among those that do."""
+    """Say whether a class takes a text and no image, as Mistral 4, which transformers lists with those that do."""
     import transformers
 
-    made = getattr(transformers, name, None)
+    made = getattr(transformers, name, None) if name.endswith("ForCausalLM") else None
     taken = () if made is None else signature(made.forward).parameters
     return made is not None and not any(word in one for one in taken for word in ("pixel", "image", "patches"))
 

@@ -36,10 +36,11 @@ class Texts:
     def of(self, shape: Sequence[int]) -> str | None:
         """Name the tower whose tokens hidden states of a shape are; None where they are no text's.
 
-        Some models carry several hidden states of each token, side by side in a first axis or in the last but one.
+        Some models carry several hidden states of each token, side by side in a first axis or in the last but one. A
+        square of patches is as high as it is wide.
         """
         wanted = {(self.rows, length): tower for tower, length in self.lengths.items()}
-        places = {3: [shape[:2]], 4: [shape[1:3], shape[:2]]}.get(len(shape), [])
+        places = {3: [shape[:2]], 4: [shape[1:3], shape[:2] if shape[1:2] != shape[2:3] else ()]}.get(len(shape), [])
         return next((wanted[at] for at in map(tuple, places) if at in wanted), None)
 
 
@@ -63,7 +64,7 @@ def layers_seen(
         if key in seen:
             continue
         seen.add(key)
-        reason = ROUTER if use.parameter in chosen else _why_no_layer(model, use)
+        reason = ROUTER if use.parameter in chosen else _why_no_layer(model, block, use)
         reason = reason or (SHARED if (use.parameter, use.offset) in shared else "")
         if reason:
             left_out[use.parameter] = reason
@@ -83,11 +84,13 @@ def _readers(
     return readers
 
 
-def _why_no_layer(model: nn.Module, use: Use) -> str:
-    """Say why what was multiplied is no layer; nothing where it is one.
+def _why_no_layer(model: nn.Module, block: str, use: Use) -> str:
+    """Say why what was multiplied in a block is no layer; nothing where it is one, as where it is a head.
 
     A router that looks its experts up in a table chooses by nothing, and weighs what they give all the same.
     """
+    if use.parameter.rpartition(".")[0] == block:
+        return GATE if 1 in _shape(model, use) else ""
     if "Router" in type(model.get_submodule(use.parameter.rpartition(".")[0])).__name__:
         return ROUTER
     if 1 in _shape(model, use):

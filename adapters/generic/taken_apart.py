@@ -164,9 +164,10 @@ def _is_run_for_each(
     inside: Sequence[str], names: Mapping[str, Stack], runs: Mapping[str, Sequence[Run]], texts: Texts
 ) -> bool:
     """Say whether the blocks of a connecting stack run as often as there are images."""
-    if inside[0] not in names or len(runs[inside[0]]) < texts.rows:
+    ran = runs[inside[0]]
+    if inside[0] not in names or len(ran) < texts.rows or any(run.shape[:1] == (texts.rows,) for run in ran):
         return False
-    return _tower(inside[0], runs[inside[0]][0], texts) in CONNECTING
+    return _tower(inside[0], ran[0], texts) in CONNECTING
 
 
 def _is_between(path: str, of_stack: Mapping[str, list[str]], first: Mapping[str, int]) -> bool:

@@ -129,11 +129,9 @@ class _Parameters:
 
     def __init__(self, model: nn.Module) -> None:
         self.named = dict(_named(model))
-        self._within: dict[int, dict[tuple[int, int], str]] = {}
+        self._within: dict[int, dict[int, str]] = {}
         for name, parameter in self.named.items():
-            begin = int(parameter.storage_offset())
-            length = 1 + sum((size - 1) * step for size, step in zip(parameter.shape, parameter.stride(), strict=True))
-            self._within.setdefault(_storage(parameter), {})[begin, begin + length] = name
+            self._within.setdefault(_storage(parameter), {})[int(parameter.storage_offset())] = name
 
     def name_of(self, tensor: Tensor) -> str:
         """Name the parameter; give nothing for a tensor of something else."""
@@ -142,7 +140,17 @@ class _Parameters:
         if len(places) < 2:
             return next(iter(places.values()), "")
         at = int(tensor.storage_offset())
-        return next((name for (begin, end), name in sorted(places.items(), reverse=True) if begin <= at < end), "")
+        return next((name for begin, name in sorted(places.items(), reverse=True) if self._holds(name, at - begin)), "")
+
+    def _holds(self, name: str, at: int) -> bool:
+        """Say whether a place lies in a parameter, counted from where that begins; between its rows may be others'."""
+        parameter = self.named[name]
+        for step, size in sorted(zip(parameter.stride(), parameter.shape, strict=True), reverse=True):
+            number = at // max(step, 1)
+            if not 0 <= number < size:
+                return False
+            at -= number * step
+        return at == 0
 
 
 class Watch(TorchFunctionMode):

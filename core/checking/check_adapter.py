@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ecoflap.core.checking.against_model import TOLERANCE, UNCOMPARED, hold_against_model
 from ecoflap.core.checking.own_loss import OwnLoss
 from ecoflap.core.checking.saved import try_to_save
+from ecoflap.core.contracts.adapter_answers import loss_of
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.contracts.records import Batch, Sample
@@ -90,7 +91,7 @@ def _compared(replay: Replay, own_loss: OwnLoss | None, problems: list[str]) -> 
 def _walked(replay: Replay) -> Iterator[str]:
     """Walk the blocks and say from which of them on the loss is off."""
     with torch.no_grad(), without_fast_path():
-        plain = float(replay.adapter.loss(replay.model, replay.batches[0]))
+        plain = float(loss_of(replay.adapter, replay.model, replay.batches[0]))
     for index, block in enumerate(replay.blocks):
         loss = float(replay.loss(index))
         if _differs(loss, plain, replay.model):

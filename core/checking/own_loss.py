@@ -11,6 +11,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ecoflap.core.contracts.adapter_answers import held_loss
 from ecoflap.core.contracts.adapter_options import AdapterOptions
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.conformance import options_of
@@ -25,8 +26,12 @@ OwnLoss = Callable[[nn.Module, Batch], Float[Tensor, ""]]
 
 def with_own_loss(adapter: Adapter, own_loss: OwnLoss) -> Adapter:
     """Give a copy of an adapter whose loss is the model's own, for a replay."""
+
+    def loss(model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
+        return held_loss("what the adapter's loss is held against", own_loss(model, batch))
+
     twin = copy(adapter)
-    object.__setattr__(twin, "loss", own_loss)  # an adapter may be a frozen dataclass
+    object.__setattr__(twin, "loss", loss)  # an adapter may be a frozen dataclass
     return twin
 
 

@@ -16,6 +16,7 @@ from ecoflap.core.errors import EcoflapError, FormatError, RunError
 from ecoflap.core.model.parameter_masks import parameter_and_part
 
 _PICKLED = (".pt", ".pth", ".bin")
+_WEIGHTS = (".safetensors", *_PICKLED)
 """Endings of files that ``torch.save`` writes."""
 
 _SAVED = (
@@ -52,12 +53,12 @@ def try_to_save(
 def read_back(folder: Path, names: Iterable[str], reload: Callable[[], nn.Module]) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors of these names as the folder has them, from its files or from the model that is loaded of it.
 
-    :raises FormatError: Where they are found in neither way, or the folder has a link in the place of a file.
+    :raises FormatError: Where they are found in neither way, or the folder has a link to weights that lie elsewhere.
     :raises RunError: Where the disk is full on which a model that stays in its files is put together.
     """
-    links = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink())
+    links = sorted(path.name for ending in _WEIGHTS for path in folder.glob(f"*{ending}") if path.is_symlink())
     if links:
-        raise FormatError(f"{folder}: {', '.join(links)} is a link. An adapter's save leaves files themselves there")
+        raise FormatError(f"{folder}: a link and no file: {', '.join(links)}. An adapter's save writes weights there")
     left = set(names)
     for name, saved in stored(folder, left):
         left.discard(name)

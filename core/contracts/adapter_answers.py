@@ -1,5 +1,7 @@
 """Hold what an adapter says of a batch to what its contract has; adapters come from anywhere."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
@@ -18,13 +20,25 @@ def loss_of(adapter: Adapter, model: nn.Module, batch: Batch) -> Float[Tensor, "
     who = f"the adapter {type(adapter).__name__}, computing the loss,"
     with blaming(who):
         loss = adapter.loss(model, batch)
+    return held_loss(who, loss)
+
+
+def held_loss(who: str, loss: Any) -> Float[Tensor, ""]:
+    """Give a loss, where it is one.
+
+    :param who: Whose it is, and doing what.
+    :raises PartError: Where it is no tensor of one number that gradients flow from where they are wanted.
+    """
     wanted = "one floating-point number is wanted, as logits' mean cross entropy is"
     if not isinstance(loss, Tensor):
         raise PartError(f"{who} gave {shown(loss)}; a tensor of {wanted}")
     if loss.dim() or not loss.is_floating_point():
         raise PartError(f"{who} gave a tensor of {tuple(loss.shape)} in {loss.dtype}; {wanted}")
     if torch.is_grad_enabled() and not loss.requires_grad:
-        raise PartError(f"{who} gave one that no gradient flows from: it was detached, or computed under no_grad()")
+        raise PartError(
+            f"{who} gave one that no gradient flows from: it was detached, or computed under no_grad(), or no "
+            f"layer has a part in it"
+        )
     return loss
 
 

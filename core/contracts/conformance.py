@@ -276,8 +276,9 @@ def _called_otherwise_of_statistic(kind: str, need: type[Any]) -> Iterator[str]:
             continue
         given = list(inspect.signature(getattr(Statistic, name)).parameters)[1:]
         taken = inspect.signature(own)
-        if not _takes(taken, ["self", *given]):
-            theirs = ", ".join([*taken.parameters][1:])
+        bound = isinstance(_defined(need, name), (staticmethod, classmethod))
+        if not _takes(taken, given if bound else ["self", *given]):
+            theirs = ", ".join([*taken.parameters][0 if bound else 1 :])
             yield f"{name} of its statistic {need.__name__} takes ({theirs}), and is called with ({', '.join(given)})."
 
 

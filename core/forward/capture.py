@@ -168,7 +168,7 @@ class _Products(TorchFunctionMode):
         elif isinstance(index, Tensor) and index.dtype == torch.bool and table.dim() == 3 and index.dim() > 1:
             whole = index[..., 0] if index.dim() == 3 else index
             if whole is index or bool((index == whole[..., None]).all()):  # each position is left whole, or not at all
-                self._masked = made, Picked(whole.reshape(-1).nonzero().flatten(), whole.numel())
+                self._masked = made.detach(), Picked(whole.reshape(-1).nonzero().flatten(), whole.numel())
 
     def _of_all(self, table: Tensor, picked: Picked) -> Picked:
         """Say which of all positions rows are, where they were picked of those that a mask has left."""

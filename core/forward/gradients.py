@@ -91,7 +91,7 @@ def saved_bytes(model: nn.Module, adapter: Adapter, batch: Batch, anatomy: Anato
         torch.enable_grad(),
         torch.autograd.graph.saved_tensors_hooks(count, lambda nothing: nothing),
     ):
-        adapter.loss(model, batch)
+        loss_of(adapter, model, batch)
     return found
 
 

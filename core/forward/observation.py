@@ -8,7 +8,7 @@ from typing import Any
 from weakref import ReferenceType, ref
 
 import torch
-from jaxtyping import Bool, Float, Int8, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from ecoflap.core.contracts.blame import blaming
@@ -25,7 +25,7 @@ from ecoflap.core.model.anatomy import Block, Layer
 from ecoflap.core.ranks.ranks import Ranks
 from ecoflap.core.ranks.shares import owners
 
-TokensOf = Callable[[str, int], Int8[Tensor, "batch tokens"]]
+TokensOf = Callable[[str, int], Shaped[Tensor, "batch tokens"]]
 WeightsOf = Callable[[str, int], Shaped[Tensor, "batch tokens"]]
 _Sums = dict[type[Any], Any]
 """Statistics by their type."""

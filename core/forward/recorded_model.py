@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float, Int8
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from ecoflap.core.contracts.adapter_answers import loss_of, tokens_of
@@ -174,7 +174,7 @@ class RecordedModel:
         for record in self._records.values():
             record.convert(wider)
 
-    def tokens(self, number: int, tower: str, call: int = 0) -> Int8[Tensor, "batch tokens"]:
+    def tokens(self, number: int, tower: str, call: int = 0) -> Shaped[Tensor, "batch tokens"]:
         """Say what each position of a batch is, as the adapter's ``tokens`` does."""
         return self._tokens(self.batches[number], tower, call)
 

@@ -274,13 +274,19 @@ def _refuse_other_towers(tower: Tower, blocks: Sequence[Block]) -> None:
 
 
 def _refuse_other_names(block: Block, layers: Sequence[Layer]) -> None:
-    """Refuse a layer of another name than its parameter has, by which it would be looked for in what is saved."""
+    """Refuse a layer of another name than its parameter has, by which it would be looked for in what is saved.
+
+    Of a layer inside of a block what stands behind the block's name is looked at, for a block may be called anything.
+    """
     paths: dict[int, list[str]] = {}
-    for path, module in block.module.named_modules(prefix=block.name, remove_duplicate=False):
+    for path, module in block.module.named_modules(remove_duplicate=False):
         paths.setdefault(id(module), []).append(path)
     for layer in layers:
-        names = [f"{path}.{layer.attribute}" for path in paths.get(id(layer.module), ())]
-        if names and layer.name.split("[")[0] not in names:
+        inside = [f"{path}.{layer.attribute}" if path else "" for path in paths.get(id(layer.module), ())]
+        names = [".".join(filter(None, (block.name, path or layer.attribute))) for path in inside]
+        given = layer.name.split("[")[0]
+        is_one = any(path and f".{given}".endswith(f".{path}") for path in inside)
+        if names and not is_one and given not in names:
             raise ModelError(
                 f"the adapter lists a layer by the name {layer.name}, and its parameter is called {names[0]}: plans, "
                 f"masks and files go by that"

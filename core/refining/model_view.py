@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ecoflap.core.contracts.adapter_answers import loss_of
 from ecoflap.core.contracts.adapter_options import AdapterOptions
-from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.errors import ModelError
@@ -101,10 +101,9 @@ class ModelView(RefinedView):
     def loss(self, number: int) -> Float[Tensor, ""]:
         """Compute the adapter's loss of a batch; differentiable."""
         adapter, device = self._dense.adapter, self.parameters[0].device.type
-        who = f"the adapter {type(adapter).__name__}, computing the loss,"
         computing = computing_in(self._dense.dtype or self.dtype, device)
-        with seeded(seed_for(self._dense.seed, number)), computing, blaming(who):
-            return adapter.loss(self._dense.model, self._dense.batches[number])
+        with seeded(seed_for(self._dense.seed, number)), computing:
+            return loss_of(adapter, self._dense.model, self._dense.batches[number])
 
     @contextmanager
     def objective(self, number: int) -> Iterator[Float[Tensor, ""]]:

@@ -139,22 +139,23 @@ class Streaming(nn.Module):
 
 
 class Streams(nn.Module):
-    _keep_in_fp32_modules_strict = ("mixes",)
+    _keep_in_fp32_modules_strict = ("mixes", "head")
 
     def __init__(self) -> None:
         super().__init__()
         self.text = nn.ModuleList([Streaming(), Streaming()])
+        self.head = nn.Linear(WIDTH, 7)
 
     def forward(self, pixels: Tensor, words: Tensor) -> Tensor:
         streams = words.unsqueeze(2).expand(-1, -1, 2, -1)
         for block in self.text:
             streams = block(streams)
-        return streams.sum(2)
+        return self.head(streams.sum(2))
 
 
 def test_rows_with_inputs_of_their_own_are_layers_and_what_only_mixes_or_weighs_is_none():
     found = taken_apart(Streams())
-    (tower,) = found.towers
+    tower, head = found.towers
     told = {layer.name: (layer.layout, layer.part) for layer in tower.blocks[1].layers}  # type: ignore[attr-defined]
     assert tower.name == "language"
     assert told == {
@@ -164,6 +165,15 @@ def test_rows_with_inputs_of_their_own_are_layers_and_what_only_mixes_or_weighs_
     }
     assert found.left_out["text.1.mixes.weight"] == PRECISE
     assert found.left_out["text.1.gate.weight"] == ROUTER
+    assert [layer.name for layer in head.blocks[0].layers] == ["head.weight"]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("shape", "tower"),
+    [((2, 5, 8), "language"), ((4, 2, 5, 8), "language"), ((2, 5, 4, 8), "language"), ((2, 5, 5, 8), None)],
+)
+def test_states_side_by_side_are_a_texts_and_a_square_of_patches_is_none(shape: tuple[int, ...], tower: str | None):
+    assert Texts(2, {"language": 5}).of(shape) == tower
 
 
 class Adding(nn.Module):
@@ -193,11 +203,12 @@ def test_what_is_made_of_the_inputs_alone_lies_as_the_text_does():
     assert told == {("batch token", "")}
 
 
-def test_matrices_that_lie_in_one_storage_are_told_apart():
+@pytest.mark.parametrize("axis", [0, 1])
+def test_matrices_that_lie_in_one_storage_are_told_apart(axis: int):
     """As those are that transformers cuts out of one tensor of a checkpoint."""
     model = Hashing()
     for block in model.text:
-        first, second = torch.randn(2 * WIDTH, WIDTH).chunk(2)
+        first, second = torch.randn((2 * WIDTH, WIDTH) if axis == 0 else (WIDTH, 2 * WIDTH)).chunk(2, axis)
         block.own.weight, block.beside.weight = nn.Parameter(first), nn.Parameter(second)
     (tower,) = taken_apart(model).towers
     told = [(layer.name, layer.part) for block in tower.blocks for layer in block.layers]  # type: ignore[attr-defined]

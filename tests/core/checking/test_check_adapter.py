@@ -125,6 +125,11 @@ def test_a_caller_may_say_what_the_loss_is_held_against(pico_llama):
         ecoflap.check_adapter(Unknown(), pico_llama(), SAMPLES, lambda *given: 1.01 * own_loss(*given))
 
 
+def test_what_it_is_held_against_is_held_to_be_a_loss_too(pico_llama):
+    with pytest.raises(EcoflapError, match=r"^what the adapter's loss is held against gave None; a tensor of one"):
+        ecoflap.check_adapter(LlamaAdapter(), pico_llama(), SAMPLES, lambda model, batch: None)
+
+
 def test_a_model_in_lower_precision_is_compared_in_float32(pico_llama):
     """In bfloat16 both losses would be rounded by a hundredth."""
     found = ecoflap.check_adapter(LlamaAdapter(), pico_llama(dtype=torch.bfloat16), SAMPLES)
@@ -332,7 +337,7 @@ class SavesNothing(LlamaAdapter):
 class SavesALink(LlamaAdapter):
     def save(self, model, folder):
         super().save(model, folder)
-        (folder / "elsewhere").symlink_to("/etc/hostname")
+        (folder / "elsewhere.bin").symlink_to("/etc/hostname")
 
 
 class CannotSave(LlamaAdapter):
@@ -350,7 +355,7 @@ class CannotSave(LlamaAdapter):
             SavesNothing,
             "what save wrote: no file there has lm_head.weight under that name, and as a model it is not re",
         ),
-        (SavesALink, "what save wrote: elsewhere is a link. An adapter's save leaves files themselves there"),
+        (SavesALink, "what save wrote: a link and no file: elsewhere.bin. An adapter's save writes weights there"),
         (CannotSave, "the adapter CannotSave, saving the model for a trial, raised KeyError: 'name'"),
     ],
 )

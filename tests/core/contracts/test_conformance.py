@@ -374,6 +374,15 @@ def test_a_statistic_that_misspells_its_gradients_is_refused():
     assert problem.startswith("its statistic Misspelt has 'add_gradients'. Did you mean 'add_gradient'?")
 
 
+class Static(Gram):
+    @staticmethod
+    def add(inputs): ...
+
+
+def test_a_statistic_may_have_static_methods():
+    assert problems("pruner", with_members("pruner", needs=(Static,))) == []
+
+
 class NoWidth(Gram):
     def __init__(self):
         super().__init__(3)

@@ -100,6 +100,17 @@ def test_what_is_no_layer_or_has_another_name_than_its_parameter_is_told_as_that
             Anatomy.of(towers, lambda block, name=name: [Layer(name, block.module)] if block.name == "a" else [])
 
 
+def test_a_block_may_be_called_anything():
+    block = Block("the first", nn.ModuleDict({"proj": nn.Linear(2, 2)}), "language")
+    tower = Tower("language", (block,))
+    given = [Layer("model.layers.0.proj.weight", block.module["proj"])]
+    assert [layer.name for _, layer in Anatomy.of([tower], lambda _: given).layers()] == ["model.layers.0.proj.weight"]
+    with pytest.raises(
+        ModelError, match=r"by the name model\.proj2\.weight, and its parameter is called the first\.proj\.w"
+    ):
+        Anatomy.of([tower], lambda _: [Layer("model.proj2.weight", block.module["proj"])])
+
+
 def test_towers_and_layers_may_be_given_one_by_one(towers):
     anatomy = Anatomy.of((tower for tower in towers), lambda block: iter(layers(block)), include=None)
     assert [layer.name for _, layer in anatomy.layers()] == ["a.weight", "b.weight", "head.weight"]
