@@ -113,7 +113,7 @@ class ImageTextToTextAdapter(GenericAdapter):
         yield from images_with_texts(model, self.processor)
         processor = self.processor or self._on_disk(model)
         if processor is not None and not find(model, "config.is_encoder_decoder", bool):
-            with suppress(DataError):
+            with suppress(DataError, ImportError):  # one may be without Pillow where nothing is made of images
                 yield from self._made_by(processor, model)
 
     def _on_disk(self, model: nn.Module) -> Any:
