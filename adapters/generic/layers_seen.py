@@ -89,12 +89,13 @@ def _why_no_layer(model: nn.Module, block: str, use: Use) -> str:
 
     A router that looks its experts up in a table chooses by nothing, and weighs what they give all the same.
     """
-    if use.parameter.rpartition(".")[0] == block:
-        return GATE if 1 in _shape(model, use) else ""
-    if "Router" in type(model.get_submodule(use.parameter.rpartition(".")[0])).__name__:
+    path = use.parameter.rpartition(".")[0]
+    if path != block and "Router" in type(model.get_submodule(path)).__name__:
         return ROUTER
     if 1 in _shape(model, use):
         return GATE
+    if path == block:
+        return ""
     precise = getattr(model, "_keep_in_fp32_modules_strict", None) or ()  # as transformers matches these names
     return PRECISE if any(re.search(rf"(^|\.){name}($|\.)", use.parameter) for name in precise) else ""
 

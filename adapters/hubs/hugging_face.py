@@ -218,7 +218,7 @@ def _refusing_other_kinds(kind: str, config: Any, source: Source) -> Iterator[No
     Versions before 5 look at the values of a configuration first where they need them.
     """
     problem = f"no {kind} can be made of a model of type {config.model_type!r}"
-    if not _is_read_by(kind, config):
+    if not (_is_own(kind, config) or _is_given(kind, config)):
         raise ModelError(problem)
     try:
         yield
@@ -228,10 +228,10 @@ def _refusing_other_kinds(kind: str, config: Any, source: Source) -> Iterator[No
         raise _cannot_build(source, error) from error
 
 
-def _is_read_by(kind: str, config: Any) -> bool:
-    """Say whether a class reads a configuration: of its own type, or of one that transformers gives this class to."""
+def _is_own(kind: str, config: Any) -> bool:
+    """Say whether a configuration is of a class's own type, as far as the class has one."""
     wanted = getattr(_class(kind), "config_class", None)
-    return wanted is None or isinstance(config, wanted) or _is_given(kind, config)
+    return wanted is None or isinstance(config, wanted)
 
 
 def _is_given(kind: str, config: Any) -> bool:
@@ -241,8 +241,7 @@ def _is_given(kind: str, config: Any) -> bool:
     """
     from transformers.models.auto import modeling_auto
 
-    wanted = getattr(_class(kind), "config_class", None)
-    if wanted is None or isinstance(config, wanted) or wanted in getattr(config, "sub_configs", {}).values():
+    if _class(kind).config_class in getattr(config, "sub_configs", {}).values():
         return False
     tables = [table for name, table in vars(modeling_auto).items() if name.endswith("_MAPPING_NAMES")]
     return any(table.get(config.model_type) == kind for table in tables)
@@ -252,7 +251,10 @@ def _has_others_class(kind: str, source: Source) -> bool:
     """Say whether a class is another type's, which would read the configuration as of its own, and so other weights."""
     from transformers import CONFIG_MAPPING
 
-    return source.config.get("model_type") in CONFIG_MAPPING and _is_given(kind, _config(source))
+    if source.config.get("model_type") not in CONFIG_MAPPING:
+        return False
+    config = _config(source)
+    return not _is_own(kind, config) and _is_given(kind, config)
 
 
 def _from_packed(

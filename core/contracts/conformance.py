@@ -119,6 +119,14 @@ def _returned(factory: Callable[..., Any]) -> type[Any] | None:
 
 def _defined_otherwise(kind: str, made: type[Any], required: Mapping[str, Callable[..., Any]]) -> Iterator[str]:
     """Name methods of a class that cannot be called as they are going to be."""
+    for name, taken, given in _misfits(made, required):
+        yield _taken_otherwise(kind, name, taken, given)
+
+
+def _misfits(
+    made: type[Any], required: Mapping[str, Callable[..., Any]]
+) -> Iterator[tuple[str, Sequence[str], Sequence[str]]]:
+    """Yield the methods of a class that cannot be called as they are going to be, with what they take and are given."""
     for name, declared in required.items():
         bound = isinstance(_defined(made, name), (staticmethod, classmethod))
         try:
@@ -127,7 +135,7 @@ def _defined_otherwise(kind: str, made: type[Any], required: Mapping[str, Callab
             continue
         given = list(inspect.signature(declared).parameters)[1:]
         if not _takes(taken, given if bound else ["self", *given]):
-            yield _taken_otherwise(kind, name, list(taken.parameters)[0 if bound else 1 :], given)
+            yield name, list(taken.parameters)[0 if bound else 1 :], given
 
 
 def _members(declared: type[Any]) -> list[str]:
@@ -260,26 +268,15 @@ def _wrong_statistics(kind: str, part: Any) -> Iterator[str]:
         if missing:
             lacks = ", ".join(missing)
             yield f"its member needs has {need.__name__}, which is no statistic: it has no {lacks}. {_page(kind)}"
-        yield from _called_otherwise_of_statistic(kind, need)
+        called = {name: getattr(Statistic, name) for name in ("__init__", *_members(Statistic)) if name not in missing}
+        for name, taken, given in _misfits(need, called):
+            theirs, ours = ", ".join(taken), ", ".join(given)
+            yield f"{name} of its statistic {need.__name__} takes ({theirs}), and is called with ({ours})."
         known = {*_members(GradientStatistic), *_members(LossStatistic)}
         for name in dir(need):
             close = [] if name.startswith("_") or name in known else get_close_matches(name, known, 1, _NEAR)
             if close and not hasattr(need, close[0]):
                 yield f"its statistic {need.__name__} has {name!r}. Did you mean {close[0]!r}? {_page(kind)}"
-
-
-def _called_otherwise_of_statistic(kind: str, need: type[Any]) -> Iterator[str]:
-    """Name methods of a statistic that cannot be called as they are going to be, its ``__init__`` among them."""
-    for name in ("__init__", *_members(Statistic)):
-        own = getattr(need, name, None)
-        if not inspect.isfunction(own):
-            continue
-        given = list(inspect.signature(getattr(Statistic, name)).parameters)[1:]
-        taken = inspect.signature(own)
-        bound = isinstance(_defined(need, name), (staticmethod, classmethod))
-        if not _takes(taken, given if bound else ["self", *given]):
-            theirs = ", ".join([*taken.parameters][0 if bound else 1 :])
-            yield f"{name} of its statistic {need.__name__} takes ({theirs}), and is called with ({', '.join(given)})."
 
 
 @cache
