@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from ecoflap.core.dtypes import dtype_name
 from ecoflap.core.errors import KernelError
-from ecoflap.core.kernel import packed_linear as _op  # noqa: F401 - registers the operator
 from ecoflap.core.kernel import packed_rows as _rows  # noqa: F401 - registers the operator
 from ecoflap.core.kernel import unpacked as _unpacked  # noqa: F401 - registers the operator
 from ecoflap.core.kernel.arena import own_memory
 from ecoflap.core.kernel.library import TYPES
 from ecoflap.core.kernel.matrix import cast, pack_dense, unpack
 from ecoflap.core.kernel.order import Shape, shape_of
+from ecoflap.core.kernel.packed_linear import multiplied
 from ecoflap.core.kernel.packed_weight import PackedWeight
 
 GIVEN = "the weights of this layer are packed: put an nn.Linear in its place, or give it others by load_state_dict"
@@ -120,8 +120,7 @@ class PackedLinear(DenseState, nn.Linear):
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         if torch.is_autocast_enabled("cpu"):  # torch's own products cast what they read; the weights stay as they are
             x = x.to(self.dtype)
-        y: Tensor = torch.ops.ecoflap.packed_linear(x, self.packed, self.bias, self.out_features)
-        return y
+        return multiplied(x, self.packed, self.bias, self.out_features)
 
     @property
     def weight(self) -> Float[Tensor, "out in"]:

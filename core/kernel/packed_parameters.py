@@ -20,6 +20,7 @@ from ecoflap.core.errors import KernelError
 from ecoflap.core.kernel.matrix import cast, pack_dense
 from ecoflap.core.kernel.order import Shape, shape_of
 from ecoflap.core.kernel.packed_experts import PackedExperts
+from ecoflap.core.kernel.packed_linear import multiplied
 from ecoflap.core.kernel.packed_module import DELETED, DenseState, followed, leaving
 from ecoflap.core.kernel.packed_weight import PackedWeight
 
@@ -144,9 +145,8 @@ class PackedConv1D(PackedParameters):
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         if torch.is_autocast_enabled("cpu"):
             x = x.to(self.held["weight"].each.dtype)
-        outputs: Any = self.nf
-        y: Tensor = torch.ops.ecoflap.packed_linear(x, self.packed_weight, self.bias, outputs)
-        return y
+        own: Any = self
+        return multiplied(x, own.packed_weight, own.bias, own.nf)
 
 
 class PackedEmbedding(PackedParameters, nn.Embedding):

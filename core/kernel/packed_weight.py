@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from ecoflap.core.kernel.matrix import unpack
 from ecoflap.core.kernel.order import Shape, shape_of
+from ecoflap.core.kernel.packed_linear import multiplied
 from ecoflap.core.kernel.stand_in import StandIn
 
 
@@ -64,9 +65,7 @@ class PackedWeight(StandIn):
             x = x.to(self._each.dtype)
         outputs = self._each.outputs
         biases = [None] * len(self._packed) if bias is None else bias.split(outputs)
-        parts = [
-            torch.ops.ecoflap.packed_linear(x, one, b, outputs) for one, b in zip(self._packed, biases, strict=True)
-        ]
+        parts = [multiplied(x, one, b, outputs) for one, b in zip(self._packed, biases, strict=True)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 

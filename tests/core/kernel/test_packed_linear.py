@@ -5,11 +5,15 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from ctypes import c_void_p, cast
 
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ecoflap.core.errors import KernelError
 from ecoflap.core.kernel import packed_linear
@@ -84,6 +88,90 @@ def test_a_gradient_is_refused_in_words():
     y = linear(x, pruned(20, 30, 0.5, torch.float32))
     with pytest.raises(KernelError, match=r"can be run and not trained.*inference_mode.*weights='dense'"):
         y.sum().backward()
+
+
+def looked_on():
+    """Give whatever has to see an operator, each with a way to tell that it did."""
+    names = []
+
+    class OfOperators(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            names.append(str(func))
+            return func(*args, **kwargs or {})
+
+    class OfFunctions(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            names.append(str(func))
+            return func(*args, **kwargs or {})
+
+    @contextmanager
+    def profiled():
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            yield
+        names.extend(event.key for event in profile.key_averages())
+
+    return names, {"operators": OfOperators, "functions": OfFunctions, "profile": profiled}
+
+
+@pytest.mark.parametrize("looker", ["operators", "functions", "profile"])
+def test_whoever_looks_on_sees_the_operator(looker):
+    weight, x = pruned(20, 30, 0.5, torch.float32), numbers(2, 30, dtype=torch.float32)
+    packed, (names, lookers) = pack_dense(weight), looked_on()
+    with torch.no_grad(), lookers[looker]():
+        y = packed_linear.multiplied(x, packed, None, 20)
+    assert any("packed_linear" in name for name in names)
+    assert_right(y, x, weight)
+
+
+@pytest.fixture
+def past(monkeypatch):
+    """Count the products that go past the dispatcher."""
+    products, multiply = [], packed_linear.packed_linear
+    monkeypatch.setattr(packed_linear, "packed_linear", lambda *given: products.append(given) or multiply(*given))
+    return products
+
+
+@types
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_where_nobody_looks_on_the_dispatcher_is_passed_by(dtype, mode, past):
+    weight, bias, x = pruned(20, 30, 0.5, dtype), numbers(20, dtype=dtype), numbers(2, 3, 30, dtype=dtype)
+    layer = PackedLinear(pack_dense(weight), nn.Parameter(bias))
+    with mode():
+        y = layer(x)
+        assert len(past) == 1
+        assert torch.equal(y, torch.ops.ecoflap.packed_linear(x, layer.packed, layer.bias, 20))
+    assert y.is_inference() == (mode is torch.inference_mode)
+    assert_right(y.reshape(6, 20), x.reshape(6, 30), weight, bias)
+
+
+def test_what_the_dispatcher_has_to_see_is_not_passed_by(past):
+    """A number with its sign turned in mind alone, a tensor without memory, one of a subclass."""
+    weight, x = pruned(20, 30, 0.5, torch.float32), numbers(2, 30, dtype=torch.float32)
+    packed = pack_dense(weight)
+    layer, kept = PackedLinear(packed, None).requires_grad_(False), nn.Parameter(x)
+    assert_right(layer(x), x, weight)  # with gradients
+    with torch.no_grad():
+        turned = torch._neg_view(x)
+        assert turned.is_neg()
+        assert_right(layer(turned), -x, weight)
+        assert layer(x.to("meta")).is_meta
+        assert_right(layer(kept), x, weight)
+        with pytest.raises(NotImplementedError, match="SparseCPU"):
+            layer(x.to_sparse())
+    assert not past
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad])
+def test_a_derivative_that_goes_forward_is_refused_in_words(mode):
+    """An operator of which nothing is said has none for torch, which would call it zero."""
+    layer, x = PackedLinear(pack_dense(pruned(20, 30, 0.5, torch.float32)), None), torch.ones(2, 30)
+    with mode():
+        with pytest.raises(KernelError, match="it can be run and not trained"):
+            torch.func.jvp(layer, (x,), (x,))
+        with forward_ad.dual_level():
+            with pytest.raises(KernelError, match="it can be run and not trained"):
+                layer(forward_ad.make_dual(x, x))
+            assert layer(x).shape == (2, 20)
 
 
 def test_the_operator_is_declared_as_it_is():
