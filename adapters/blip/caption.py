@@ -10,10 +10,8 @@ from ecoflap.adapters.blip.parts import (
     Words,
     decoder_towers,
     has_towers,
-    in_groups,
     layers_of,
     loss_of_said,
-    row_tensor,
     seen,
     seen_once,
     tokenizer_of,
@@ -24,7 +22,7 @@ from ecoflap.adapters.shared.generation import check_length, generated, shared
 from ecoflap.adapters.shared.images import image_tokens, pixels_of, text_to_say
 from ecoflap.adapters.shared.losses import IGNORED
 from ecoflap.adapters.shared.members import member
-from ecoflap.adapters.shared.texts import padded_rows
+from ecoflap.adapters.shared.texts import in_groups, padded_rows, row_tensor
 from ecoflap.adapters.views.blip import views_of_blip_caption
 from ecoflap.core.contracts.abilities import Generation, Said
 from ecoflap.core.contracts.hookspecs import hookimpl

@@ -1,11 +1,10 @@
 """Hold what the three BLIP models share: towers, what a text tower reads of an image, and texts as numbers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
 
-import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
@@ -179,22 +178,3 @@ def mask_across(decoder: nn.Module) -> None:
 def _mask_read(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
     """Give cross-attention the mask of its block as that of what it reads."""
     return args, {"encoder_attention_mask": kwargs.get("attention_mask"), **kwargs}
-
-
-def in_groups(rows: Sequence[Sequence[int]], run: Callable[[list[int]], list[Any]]) -> list[Any]:
-    """Run rows of one length together, and give what comes of each row in the rows' order.
-
-    The positions of a row that is padded on the left would be others than those it has alone.
-
-    :param run: Is given the numbers of some rows.
-    """
-    found: dict[int, Any] = {}
-    for length in sorted({len(row) for row in rows}):
-        numbers = [number for number, row in enumerate(rows) if len(row) == length]
-        found |= dict(zip(numbers, run(numbers), strict=True))
-    return [found[number] for number in range(len(rows))]
-
-
-def row_tensor(rows: Sequence[Sequence[int]], device: torch.device) -> Int64[Tensor, "rows length"]:
-    """Make a tensor of rows of one length."""
-    return torch.tensor([list(row) for row in rows], dtype=torch.int64, device=device)

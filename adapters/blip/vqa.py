@@ -14,7 +14,6 @@ from ecoflap.adapters.blip.parts import (
     layers_of,
     loss_of_said,
     mask_across,
-    row_tensor,
     seen,
     seen_once,
     tokenizer_of,
@@ -26,7 +25,7 @@ from ecoflap.adapters.shared.images import image_tokens, pixels_of, text_to_say
 from ecoflap.adapters.shared.losses import IGNORED
 from ecoflap.adapters.shared.matrices import tower_at
 from ecoflap.adapters.shared.members import member
-from ecoflap.adapters.shared.texts import padded_rows, text_tokens
+from ecoflap.adapters.shared.texts import padded_rows, row_tensor, text_tokens
 from ecoflap.adapters.views.blip import views_of_blip_vqa
 from ecoflap.core.contracts.abilities import Generation, Said
 from ecoflap.core.contracts.hookspecs import hookimpl

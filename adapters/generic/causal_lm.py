@@ -6,10 +6,10 @@ from jaxtyping import Int8
 from torch import Tensor, nn
 
 from ecoflap.adapters.generic.classes import SEEING, names_in, reads_text_alone
-from ecoflap.adapters.generic.examples import Inputs
 from ecoflap.adapters.generic.generic_adapter import GenericAdapter
-from ecoflap.adapters.generic.layers_seen import Texts
-from ecoflap.adapters.generic.probe import run_small, texts_alone
+from ecoflap.adapters.generic.watching.examples import Inputs
+from ecoflap.adapters.generic.watching.layers_seen import Texts
+from ecoflap.adapters.generic.watching.probe import run_small, texts_alone
 from ecoflap.adapters.hubs.remembered import Remembered
 from ecoflap.adapters.shared.losses import IGNORED, shifted
 from ecoflap.adapters.shared.text_batches import going_on, texts_gone_on_with, windows_of, within_vocabulary

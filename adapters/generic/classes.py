@@ -79,6 +79,15 @@ def reads_text_alone(name: str) -> bool:
     return made is not None and not any(word in one for one in taken for word in ("pixel", "image", "patches"))
 
 
+def sees_alone(name: str) -> bool:
+    """Say whether a class is given pixels, and no text but what its decoder goes on from, as TrOCR and Donut are."""
+    import transformers
+
+    made = getattr(transformers, name, None)
+    taken = {} if made is None else signature(made.forward).parameters
+    return {"pixel_values", "decoder_input_ids"} <= {*taken} and "input_ids" not in taken
+
+
 def made_for(source: Source) -> str | None:
     """Say what the class of a model is made for, and what it reads; None where transformers has none of that name."""
     name = type(source.model).__name__ if source.model is not None else class_named(source, "")

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ecoflap.adapters.generic.examples import ROWS, a_word, image_token
-from ecoflap.adapters.generic.taken_apart import SeenBlock, TakenApart
+from ecoflap.adapters.generic.watching.examples import ROWS, a_word, image_token
+from ecoflap.adapters.generic.watching.taken_apart import SeenBlock, TakenApart
 from ecoflap.adapters.hubs.weightless import lent_weights
 from ecoflap.adapters.views.graphs import ran_empty, why_no_graph
 from ecoflap.adapters.views.image_form import CONSTANT, ImageForm

@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Bool, Int8, Int64
 from torch import Tensor, nn
 
-from ecoflap.adapters.generic.examples import Inputs
 from ecoflap.adapters.generic.generic_adapter import GenericAdapter
-from ecoflap.adapters.generic.layers_seen import Texts
-from ecoflap.adapters.generic.probe import texts_alone
+from ecoflap.adapters.generic.watching.examples import Inputs
+from ecoflap.adapters.generic.watching.layers_seen import Texts
+from ecoflap.adapters.generic.watching.probe import texts_alone
 from ecoflap.adapters.shared.losses import IGNORED
 from ecoflap.adapters.shared.text_batches import windows_of, within_vocabulary
 from ecoflap.adapters.views.impossible import views_impossible

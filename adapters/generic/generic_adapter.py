@@ -11,10 +11,10 @@ from jaxtyping import Float, Int8
 from torch import Tensor, nn
 
 from ecoflap.adapters.generic.classes import class_named, made_for, names_in, processor_for, reads_others
-from ecoflap.adapters.generic.examples import Inputs, cacheless, image_token, patches_of, placed
-from ecoflap.adapters.generic.layers_seen import VISION, Texts
-from ecoflap.adapters.generic.probe import QFORMER, QUESTION, failure, taken_apart_by
-from ecoflap.adapters.generic.taken_apart import SeenBlock
+from ecoflap.adapters.generic.watching.examples import Inputs, cacheless, image_token, patches_of, placed
+from ecoflap.adapters.generic.watching.layers_seen import VISION, Texts
+from ecoflap.adapters.generic.watching.probe import QFORMER, QUESTION, failure, taken_apart_by
+from ecoflap.adapters.generic.watching.taken_apart import SeenBlock
 from ecoflap.adapters.hubs.experts import experts_one_by_one
 from ecoflap.adapters.hubs.hugging_face import load_transformers_model
 from ecoflap.adapters.hubs.remembered import Remembered
@@ -82,7 +82,7 @@ class GenericAdapter(TransformersAdapter):
 
         :param tower: The head too, which reads what is to be said.
         """
-        if tower == "decoder" or _is_head(model, tower):
+        if tower == "decoder" or is_head(model, tower):
             return self._tokens_said(model, batch)
         if tower in (QFORMER, QUESTION) and "qformer_attention_mask" in batch:
             return self._tokens_asked(model, batch, tower)
@@ -178,7 +178,8 @@ class GenericAdapter(TransformersAdapter):
         return load_transformers_model(class_named(source, self._kind), source, dtype, device)
 
 
-def _is_head(model: nn.Module, tower: str) -> bool:
+def is_head(model: nn.Module, tower: str) -> bool:
+    """Say whether a matrix outside the blocks, by its name, is what makes the logits."""
     head: Any = getattr(model, "get_output_embeddings", lambda: None)()
     return head is not None and find(model, tower, nn.Module) is head
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
-from ecoflap.adapters.generic.examples import arguments_of, image_token
+from ecoflap.adapters.generic.watching.examples import arguments_of, image_token
 from ecoflap.adapters.generic.wording import is_unknown, is_written_in, placeholder, tokenizer_of
 from ecoflap.adapters.shared.images import images_of
 from ecoflap.adapters.shared.losses import IGNORED

@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Int8, Int64
 from torch import Tensor, nn
 
-from ecoflap.adapters.generic.classes import SEEING, names_in, reads_text_alone
+from ecoflap.adapters.generic.classes import SEEING, names_in, reads_text_alone, sees_alone
 from ecoflap.adapters.generic.composite_views import composite_views, composites_impossible
-from ecoflap.adapters.generic.examples import ROWS, Inputs, arguments_of, placed
 from ecoflap.adapters.generic.generic_adapter import GenericAdapter
 from ecoflap.adapters.generic.image_batches import labelled, processed, refuse_padded_images
-from ecoflap.adapters.generic.layers_seen import Texts
-from ecoflap.adapters.generic.probe import as_read, images_with_texts
+from ecoflap.adapters.generic.watching.examples import ROWS, Inputs, arguments_of, placed
+from ecoflap.adapters.generic.watching.layers_seen import Texts
+from ecoflap.adapters.generic.watching.probe import as_read, images_with_texts
 from ecoflap.adapters.generic.wording import Wording, ids_of, refuse_foreign, takes_suffix, tokenizer_of
 from ecoflap.adapters.shared.generation import ends_of, generated, without_ends
 from ecoflap.adapters.shared.images import text_to_say
@@ -58,8 +58,10 @@ class ImageTextToTextAdapter(GenericAdapter):
 
     @classmethod
     def _is_read(cls, model_type: str, name: str | None) -> bool:
-        is_read = super()._is_read(model_type, name)
-        return is_read and not reads_text_alone(name or names_in(cls._mapping)[model_type])
+        if not super()._is_read(model_type, name):
+            return False
+        name = name or names_in(cls._mapping)[model_type]
+        return not reads_text_alone(name) and not sees_alone(name)
 
     def collate(self, model: nn.Module, samples: Sequence[Sample]) -> Batch:
         """Make images and texts padded on the right, with labels where something is to be said."""

@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from ecoflap.adapters.generic.examples import Inputs, placed
 from ecoflap.adapters.generic.generic_adapter import GenericAdapter
-from ecoflap.adapters.generic.layers_seen import Texts
-from ecoflap.adapters.generic.probe import run_small, text_pairs
+from ecoflap.adapters.generic.watching.examples import Inputs, placed
+from ecoflap.adapters.generic.watching.layers_seen import Texts
+from ecoflap.adapters.generic.watching.probe import run_small, text_pairs
 from ecoflap.adapters.hubs.remembered import Remembered
 from ecoflap.adapters.hubs.two_languages import has_two_languages, said_from, said_ids, set_languages
 from ecoflap.adapters.shared.generation import check_prompts, generated, without_ends

@@ -1,6 +1,6 @@
 """Make token ids of texts: rows of unequal lengths in one tensor, and the texts of image-text pairs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -33,6 +33,25 @@ def padded_rows(
         padded[number, : len(row)] = torch.tensor(row, dtype=torch.int64)
         mask[number, : len(row)] = 1
     return padded, mask
+
+
+def in_groups(rows: Sequence[Sequence[int]], run: Callable[[list[int]], list[Any]]) -> list[Any]:
+    """Run rows of one length together, and give what comes of each row in the rows' order.
+
+    The positions of a row that is padded on the left would be others than those it has alone.
+
+    :param run: Is given the numbers of some rows.
+    """
+    found: dict[int, Any] = {}
+    for length in sorted({len(row) for row in rows}):
+        numbers = [number for number, row in enumerate(rows) if len(row) == length]
+        found |= dict(zip(numbers, run(numbers), strict=True))
+    return [found[number] for number in range(len(rows))]
+
+
+def row_tensor(rows: Sequence[Sequence[int]], device: torch.device) -> Int64[Tensor, "rows length"]:
+    """Make a tensor of rows of one length."""
+    return torch.tensor([list(row) for row in rows], dtype=torch.int64, device=device)
 
 
 def check_lengths(lengths: Sequence[int], longest: int | None) -> None:

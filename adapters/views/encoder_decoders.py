@@ -1,12 +1,15 @@
-"""Make views of an encoder that reads a text and of the decoder that says another, with a cache and without."""
+"""Make views of an encoder that reads a text or sees an image, and of the decoder that says one."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from ecoflap.adapters.shared.members import member
+from ecoflap.adapters.hubs.weightless import lent_weights
+from ecoflap.adapters.shared.members import find, member
+from ecoflap.adapters.views.blip import READ, SEEN, SaidOfImage
 from ecoflap.adapters.views.cache import (
     Keeping,
     both_filled,
@@ -17,6 +20,8 @@ from ecoflap.adapters.views.cache import (
     past_axes,
     past_names,
 )
+from ecoflap.adapters.views.graphs import ran_empty
+from ecoflap.adapters.views.images import IMAGE_AXES, PIXELS
 from ecoflap.adapters.views.view import BATCH, PAST, TEXT_AXES, Example, view, without
 from ecoflap.core.contracts.records import View
 
@@ -48,6 +53,30 @@ class Encoder(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor]:
         return (self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state,)
+
+
+class Seeing(nn.Module):
+    """Runs the stack that sees an image, and fits what it gives to the decoder's width."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.fit = member(model, "encoder", nn.Module), find(model, "enc_to_dec_proj", nn.Module)
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor]:
+        seen = self.encoder(pixel_values=pixel_values).last_hidden_state
+        return (seen if self.fit is None else self.fit(seen),)
+
+
+class SayingWhatIsSeen(nn.Module):
+    """Gives what a decoder says next of an image and what it said so far."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.sees, self.says = Seeing(model), SaidOfImage(member(model, "decoder", nn.Module))
+
+    def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor]:
+        says: tuple[Tensor] = self.says(input_ids, attention_mask, *self.sees(pixel_values))
+        return says
 
 
 class Decoder(nn.Module):
@@ -143,6 +172,34 @@ def views_of_encoder_and_decoder(model: nn.Module, halves: Halves) -> Iterator[V
         axes = {**axes, **past_axes(own, PAST), **past_axes(other, ENCODER_SEQUENCE)}
         grown = past_names("present", layers, ".decoder")
         yield view("decoder_with_past", DecoderWithPast(rest, halves.width), go_on, ("logits", *grown), axes)
+
+
+def views_of_seeing_encoder_and_decoder(model: nn.Module, image: Sequence[int]) -> Iterator[View]:
+    """Yield ``vision``; ``decoder``, which says something of what that gives; and ``all`` in one graph.
+
+    :param image: Channels, height and width.
+    """
+    decoder = member(model, "decoder", nn.Module)
+    words, like = _words(decoder, model), next(member(model, "encoder", nn.Module).parameters())
+    with lent_weights(model):
+        patches, width = ran_empty(Seeing(model), torch.zeros(1, *image, dtype=like.dtype))[0].shape[1:]
+
+    def images(example: Example) -> dict[str, Tensor]:
+        return {PIXELS: example.numbers(like, example.batch, *image)}
+
+    def texts(example: Example) -> dict[str, Tensor]:
+        ids = example.ids(len(words), example.batch, example.length)
+        return {"input_ids": ids, "attention_mask": example.mask(example.batch, example.length)}
+
+    def of_seen(example: Example) -> dict[str, Tensor]:
+        return {**texts(example), "encoder_hidden_states": example.numbers(words, example.batch, patches, width)}
+
+    def both(example: Example) -> dict[str, Tensor]:
+        return {**images(example), **texts(example)}
+
+    yield view("vision", Seeing(model), images, ("last_hidden_state",), IMAGE_AXES)
+    yield view("decoder", SaidOfImage(decoder), of_seen, ("logits",), {**READ, **SEEN})
+    yield view("all", SayingWhatIsSeen(model), both, ("logits",), {**IMAGE_AXES, **READ})
 
 
 def _words(stack: Any, model: nn.Module) -> Tensor:

@@ -28,7 +28,7 @@ MODULES = {
 }
 GENERIC = (
     "pico_llava", "pico_qwen_vl", "pico_idefics", "pico_gemma_vl", "pico_others_vl", "pico_reading_vl", "pico_causal",
-    "pico_rows_vl", "pico_seq2seq", "pico_encoders", "pico_grids_vl", "pico_seen_vl",
+    "pico_rows_vl", "pico_seq2seq", "pico_encoders", "pico_grids_vl", "pico_seen_vl", "pico_seeing_pairs",
 )  # fmt: skip
 """Modules with models of transformers that the generic adapters take."""
 

@@ -7,9 +7,9 @@ import torch
 from pico_composites import PATCH, TEXT, TOWER, VISION
 from pico_words import token
 
-from ecoflap.adapters.generic.examples import patches_of
 from ecoflap.adapters.generic.image_batches import labelled
 from ecoflap.adapters.generic.image_text_to_text import ImageTextToTextAdapter
+from ecoflap.adapters.generic.watching.examples import patches_of
 from ecoflap.core.contracts.records import IMAGE
 
 LLAMA = {"model_type": "llama", **TEXT}

@@ -12,7 +12,7 @@ from table import row_of
 from torch import Tensor
 from transformers_version import is_before
 
-from ecoflap.adapters.generic.examples import image_inputs
+from ecoflap.adapters.generic.watching.examples import image_inputs
 from ecoflap.core.contracts.records import View
 from ecoflap.exporters.torchscript.exporter import TorchScript
 

@@ -55,7 +55,10 @@ KINDS: dict[str, dict[str, Any]] = {
         "compress_rates": {"compressed_sparse_attention": 2, "heavily_compressed_attention": 3},
         "mlp_layer_types": ["hash_moe", "moe"],
     },
-    "jamba": {"num_experts": 4, "num_experts_per_tok": 2, "attn_layer_period": 2, "attn_layer_offset": 1},
+    "jamba": {
+        "num_experts": 4, "num_experts_per_tok": 2, "attn_layer_period": 2, "attn_layer_offset": 1,
+        "use_mamba_kernels": False,
+    },
     "gemma4_text": {
         "vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8, "sliding_window": 8,
         "global_head_dim": 16, "layer_types": ["sliding_attention", "full_attention"],

@@ -6,9 +6,9 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from ecoflap.adapters.generic.layers_seen import VISION, Texts, layers_seen
-from ecoflap.adapters.generic.stacks import Stack
-from ecoflap.adapters.generic.watch import Run, Watched
+from ecoflap.adapters.generic.watching.layers_seen import VISION, Texts, layers_seen
+from ecoflap.adapters.generic.watching.stacks import Stack
+from ecoflap.adapters.generic.watching.watch import Run, Watched
 from ecoflap.core.errors import ModelError
 from ecoflap.core.model.anatomy import Block, Layer, Tower
 
@@ -179,8 +179,8 @@ def _is_between(path: str, of_stack: Mapping[str, list[str]], first: Mapping[str
 
 def _tower(name: str, run: Run, texts: Texts) -> str:
     """Name the tower of a stack."""
-    read = texts.of(run.shape)
-    if read is not None:
+    read = texts.of(run.shape) or texts.elsewhere
+    if read:
         return read
     path = name.lower()
     word = next((word for word in CONNECTING if word in path), None)

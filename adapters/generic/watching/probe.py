@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ecoflap.adapters.generic.examples import (
+from ecoflap.adapters.generic.watching.examples import (
     ROWS,
     SAID,
     Inputs,
@@ -23,10 +23,10 @@ from ecoflap.adapters.generic.examples import (
     text_inputs,
     with_text,
 )
-from ecoflap.adapters.generic.layers_seen import VISION, Texts
-from ecoflap.adapters.generic.stacks import stacks_of
-from ecoflap.adapters.generic.taken_apart import TakenApart, take_apart
-from ecoflap.adapters.generic.watch import Watch, Watched, tensors_of
+from ecoflap.adapters.generic.watching.layers_seen import VISION, Texts
+from ecoflap.adapters.generic.watching.stacks import stacks_of
+from ecoflap.adapters.generic.watching.taken_apart import TakenApart, take_apart
+from ecoflap.adapters.generic.watching.watch import Watch, Watched, tensors_of
 from ecoflap.adapters.hubs.experts import experts_one_by_one
 from ecoflap.adapters.hubs.weightless import WithoutProducts, lent_weights
 from ecoflap.adapters.shared.members import find

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ecoflap.adapters.generic.layers_seen import PRECISE, ROUTER, SHARED, Texts
-from ecoflap.adapters.generic.probe import _vectors
-from ecoflap.adapters.generic.stacks import stacks_of
-from ecoflap.adapters.generic.taken_apart import BETWEEN, IDLE, OVERWRITTEN, UNUSED, TakenApart, take_apart
-from ecoflap.adapters.generic.watch import Watch
+from ecoflap.adapters.generic.watching.layers_seen import PRECISE, ROUTER, SHARED, Texts
+from ecoflap.adapters.generic.watching.probe import _vectors
+from ecoflap.adapters.generic.watching.stacks import stacks_of
+from ecoflap.adapters.generic.watching.taken_apart import BETWEEN, IDLE, OVERWRITTEN, UNUSED, TakenApart, take_apart
+from ecoflap.adapters.generic.watching.watch import Watch
 from ecoflap.adapters.hubs.weightless import lent_weights
 from ecoflap.core.errors import ModelError
 

@@ -7,7 +7,7 @@ from math import prod
 
 from torch import nn
 
-from ecoflap.adapters.generic.watch import OWN, Run, Use
+from ecoflap.adapters.generic.watching.watch import OWN, Run, Use
 from ecoflap.core.model.anatomy import Layer, Layout, Part
 
 ROUTER = "router: it chooses which experts run, or which tokens are read"
@@ -27,11 +27,13 @@ class Texts:
     :param rows: How many there are.
     :param lengths: By tower; no two are equal.
     :param read: What the model was given in all, in words.
+    :param elsewhere: The tower of every block that reads none of them; by default its path tells.
     """
 
     rows: int
     lengths: Mapping[str, int]
     read: str = "a text"
+    elsewhere: str = ""
 
     def of(self, shape: Sequence[int]) -> str | None:
         """Name the tower whose tokens hidden states of a shape are; None where they are no text's.
