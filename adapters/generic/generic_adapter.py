@@ -147,8 +147,8 @@ class GenericAdapter(TransformersAdapter):
         """
         if not any(isinstance(one, nn.Embedding) and "position" in name for name, one in model.named_modules()):
             return
-        read, said = arguments.get("attention_mask"), arguments.get("labels")
-        for real in (read, None if said is None else said != IGNORED):
+        masks, said = ("attention_mask", "decoder_attention_mask"), arguments.get("labels")
+        for real in (*map(arguments.get, masks), None if said is None else said != IGNORED):
             if real is not None and real.ndim == 2 and real.device.type == "cpu":
                 check_lengths(real.sum(1).tolist(), self.max_length(model))
 

@@ -72,6 +72,9 @@ class ImageToTextAdapter(GenericAdapter):
 
     def collate(self, model: nn.Module, samples: Sequence[Sample]) -> Batch:
         """Make images, what the decoder is given, padded on the right, and the label of each of its positions."""
+        return self._tried(model, self._collated(model, samples))
+
+    def _collated(self, model: nn.Module, samples: Sequence[Sample]) -> Batch:
         pixels, ends = pixels_of(self.processor, samples), ends_of(model, tokenizer_of(self.processor))
         begun = [self._begun(model, sample) for sample in samples]
         said = [[*self._ids(text_to_say(number, sample)), *ends[:1]] for number, sample in enumerate(samples)]
@@ -87,9 +90,9 @@ class ImageToTextAdapter(GenericAdapter):
 
     def generate(self, model: nn.Module, samples: Sequence[Sample], generation: Generation) -> list[Said]:
         """Have the decoder go on from each question, or begin a text of its own, given the image."""
-        begun, tokenizer = [self._begun(model, sample) for sample in samples], tokenizer_of(self.processor)
+        pixels, tokenizer = pixels_of(self.processor, samples), tokenizer_of(self.processor)
+        begun = [self._begun(model, sample) for sample in samples]
         check_length(begun, generation, self.max_length(model))
-        pixels = pixels_of(self.processor, samples)
 
         def go_on(numbers: list[int]) -> list[Said]:
             ids = row_tensor([begun[number] for number in numbers], torch.device("cpu"))

@@ -22,6 +22,8 @@ PRODUCTS: frozenset[Any] = frozenset({
     functional.scaled_dot_product_attention,
 })  # fmt: skip
 """Every function of torch that costs as much as weights are large, and attention."""
+_SMALL = 1 << 20
+"""Bytes of a tensor that is lent whole: a table of positions, frequencies."""
 
 
 def zeros_of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -105,7 +107,13 @@ def _spaces(module: nn.Module) -> list[dict[str, Any]]:
 
 
 def _lent(tensor: Tensor) -> Tensor:
-    """Give a tensor of one number, once, in the place of one that is on ``meta``."""
+    """Give a tensor of one number in the place of one that is on ``meta``.
+
+    The number is there once, but in small tensors that are no weights: models write into some of their own, as into the
+    frequencies of rotary positions that are others for long texts.
+    """
     number = torch.full((), float(tensor.is_floating_point())).to(tensor.dtype)
     made = number.expand(tensor.shape)
-    return nn.Parameter(made, requires_grad=False) if isinstance(tensor, nn.Parameter) else made
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(made, requires_grad=False)
+    return made.clone() if tensor.nbytes <= _SMALL else made

@@ -32,8 +32,14 @@ def windows_of(samples: Sequence[Sample]) -> Batch:
 def within_vocabulary(model: nn.Module, batch: Batch) -> Batch:
     """Give a batch of texts, unless a token of theirs is none of the model's.
 
-    :raises DataError: Where one is: the tokenizer is another model's.
+    :raises DataError: Where one is: the tokenizer is another model's, or it is a label that is left out.
     """
+    least = int(batch["input_ids"].min())
+    if least < 0:
+        raise DataError(
+            f"a text holds the token {least}, and tokens count from 0 on: labels that are left out have such numbers, "
+            f"and no words."
+        )
     check_tokens(model, batch["input_ids"], len(member(model, "get_input_embeddings")().weight), None)
     return batch
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ecoflap.adapters.hubs.experts import experts_in_one_product
-from ecoflap.adapters.shared.members import member
+from ecoflap.adapters.shared.members import find, member
 from ecoflap.adapters.views.at_once import ComputedAtOnce
 from ecoflap.adapters.views.image_form import ImageForm
 from ecoflap.adapters.views.images import PIXELS
@@ -77,6 +77,9 @@ def why_no_language(form: ImageForm, towers: Sequence[Tower], reads: bool) -> st
     head: Any = getattr(inner, "get_output_embeddings", lambda: None)()
     if head is None or EMBEDS not in signature(inner.forward).parameters:
         return "it takes no vectors in the place of tokens"
+    config: Any = form.model.config
+    if find(config.get_text_config(), "hidden_size_per_layer_input", int):  # Gemma 4's smaller ones
+        return "its text model embeds the tokens for each layer anew, and vectors in their places do not tell them"
     return None
 
 

@@ -98,13 +98,25 @@ def ended(run: Callable[[], int]) -> int:
     try:
         code = run()
         if sys.stdout is stdout:  # typer puts something else in its place once nobody reads it
-            stdout.flush()
-            return code
+            return code if stdout is None else _all_written(code)  # it is none where it was closed from the first
     except BrokenPipeError:
         pass
     sys.stdout = stdout
     _read_by_nobody()
     return NOBODY_READS
+
+
+def _all_written(code: int) -> int:
+    """Write what is left of the output, and give the code that a command ends with; another where that cannot be."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        print(f"ecoflap: the output could not be written: {error.strerror}.", file=sys.stderr)
+        sys.stdout = None  # what is left of it cannot be as Python ends, either
+        return NOBODY_READS
+    return code
 
 
 def end_at_once() -> None:

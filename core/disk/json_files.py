@@ -12,6 +12,8 @@ from ecoflap.core.errors import EcoflapError, RunError
 
 LARGEST = 64_000_000
 """The most bytes of a JSON file: a plan with 18,000 experts has about three million."""
+_PIECE = 1 << 20
+"""Bytes that are read at a time."""
 
 
 def json_value(text: str | bytes) -> Any:
@@ -59,11 +61,13 @@ def read_bytes(path: Path, most: int = LARGEST) -> bytes:
     :raises OSError: Where it is not there, may not be read, or is no file.
     :raises ValueError: Where it is larger.
     """
+    raw = bytearray()
     with open_file(path) as file:
-        raw = file.read(most + 1)
+        while len(raw) <= most and (piece := file.read(_PIECE)):  # in one read the most would be asked for at once
+            raw += piece
     if len(raw) > most:
         raise ValueError(f"it is larger than {most:,} bytes")
-    return raw
+    return bytes(raw)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -104,6 +104,8 @@ def what_to_mend(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, OSError) and (file := file_of(error)) is not None:
         return refused(error, file)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # of what is printed
+        return f"the output could not be written: {error.strerror}. Make room, then run the same command again."
     return None
 
 

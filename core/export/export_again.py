@@ -19,6 +19,7 @@ from ecoflap.core.dtypes import dtype_name
 from ecoflap.core.errors import RecipeError, RunError
 from ecoflap.core.export.exports import export_names, is_exported, is_recorded, manifests
 from ecoflap.core.export.stage import export_all, exported_bytes, provenance_of
+from ecoflap.core.machine.arithmetic import not_cast
 from ecoflap.core.model.mapped_weights import mapped_beside
 from ecoflap.core.model.source import open_source
 from ecoflap.core.planning.plan_file import read_plan
@@ -95,7 +96,8 @@ def export_run(
     registry = (registry or load_registry()).trusting(allow_code)
     folder = require_pruned(from_here(run))
     # Before its recipe is read, to which another export may add its own.
-    with open_run(folder.path, fresh=False, elsewhere="copy the run to where you may write, and export the copy"):
+    elsewhere = "copy the run to where you may write, and export the copy"
+    with not_cast(), open_run(folder.path, fresh=False, elsewhere=elsewhere):
         wanted = _with_export(folder, to, set_, registry)
         recipe, name = wanted.recipe, wanted.name
         is_there = is_recorded(folder.exports, name) and not overwrite
@@ -247,7 +249,8 @@ def _pruned(
     """Load the pruned model of a run, with its masks and what is known of it."""
     recipe = wanted.recipe
     if not folder.is_pruned:
-        raise RunError(f"{folder.path}: its model is gone. Run its recipe again")
+        gone = "its model is" if folder.masks.is_file() else f"{folder.masks.name} is"
+        raise RunError(f"{folder.path}: {gone} gone. Run its recipe again")
     folder.check_model()
     source = open_source(str(folder.model.absolute()), Path.cwd())
     adapter = recipe.model.named_adapter() or adapter_for(source, registry)

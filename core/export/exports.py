@@ -99,9 +99,11 @@ def export(
     :param name: The name of this one's folder in it.
     :param origin: The run it comes from, for the manifest.
     :return: Sentences of the exporter for the user.
-    :raises RunError: Where a folder stands in the place of the record, which would have to be deleted for it.
+    :raises RunError: Where a folder stands in the place of the record, or somebody's own in that of the export, which
+        would have to be deleted for it.
     """
     _refuse_folder(record_of(folder, name))
+    _refuse_others(folder, name)
     with whole_folder(folder / name) as inside:
         who = f"the exporter {part.use}"
         left = left_as_given(who, pruned.model, _CURE, is_on_disk=pruned.offloaded)
@@ -154,6 +156,18 @@ def _refuse_folder(record: Path) -> None:
         raise RunError(
             f"{record} is a folder, and what is known of the export {record.stem} is written there. Move it away, and "
             f"run again"
+        )
+
+
+def _refuse_others(folder: Path, name: str) -> None:
+    """Refuse a folder in the place of an export that no run has written: each of them writes a manifest."""
+    if is_recorded(folder, name) or (folder / name / MANIFEST).is_file():
+        return
+    there = folder / name
+    if there.is_file() or any(not entry.name.startswith(".") for entry in there.glob("*")):
+        raise RunError(
+            f"{folder / name} was written by no run, and the export would be put in its place. Move it away, and run "
+            f"again"
         )
 
 

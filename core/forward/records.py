@@ -167,7 +167,8 @@ class Records(dict[int, Record]):
     def __missing__(self, number: int) -> Record:
         own = ", ".join(map(str, self)) or "none"
         raise ModelError(
-            f"batch {number} is another process', and this one has {own}: each() computes something of every batch"
+            f"batch {number} is none of this process', which has {own}: there are no others, or other processes have "
+            f"them, and each() computes something of every batch"
         )
 
 

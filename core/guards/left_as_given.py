@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
@@ -21,7 +22,7 @@ class ChangedModelError(ModelError):
 def left_as_given(
     who: str, model: nn.Module, cure: str, *, is_on_disk: bool, runs_first: bool = False
 ) -> Iterator[None]:
-    """Refuse what has changed a parameter, a module or a hook of a model; put back modes.
+    """Refuse what has changed a parameter, a module, a hook or a setting of a model; put back modes.
 
     :param who: The part, for the message.
     :param cure: What its author is to do instead.
@@ -67,9 +68,22 @@ def model_watched(
     types = {name: (one.dtype, one.shape) for name, one in parameters.items() if name not in read}
     written_since = watched(read, counting=False)
     changed_since = form_watched(model, of_buffers=False, hooks_alone=hooks_alone)
+    settings = {} if hooks_alone else _settings_of(model)
 
     def changes() -> list[str]:
         recast = [name for name, before in types.items() if (parameters[name].dtype, parameters[name].shape) != before]
-        return [*(f"{name} was written into" for name in (*written_since(), *recast)), *changed_since()]
+        written = [f"{name} was written into" for name in (*written_since(), *recast)]
+        now = _settings_of(model) if settings else {}
+        others = [name for name in {**settings, **now} if settings.get(name) != now.get(name)]
+        return [*written, *changed_since(), *(f"{name} is {now.get(name, 'gone')}" for name in others)]
 
     return changes
+
+
+def _settings_of(model: nn.Module) -> dict[str, str]:
+    """Write out the settings that models of transformers carry, and are saved with; none of any other model."""
+    found: dict[str, str] = {}
+    for name in ("config", "generation_config"):
+        settings: dict[str, Any] = getattr(getattr(model, name, None), "to_dict", dict)()
+        found |= {f"{name}.{key}": repr(value) for key, value in settings.items()}
+    return found

@@ -72,7 +72,7 @@ def form_watched(module: nn.Module, *, of_buffers: bool = True, hooks_alone: boo
 
 def _form_of(module: nn.Module, of_buffers: bool) -> dict[_Fact, Any]:
     """Tell what a module and all inside of it are; tensors, modules and functions are told by themselves."""
-    form: dict[_Fact, Any] = {}
+    form: dict[_Fact, Any] = {**_hooks_of_all()}
     for path, one in module.named_modules():
         form |= {_Fact(path, "training"): one.training, _Fact(path, "forward"): _forward_of(one), **_hooks(path, one)}
         for name, inside in {**one._modules, **one._parameters, **(_saved_buffers(one) if of_buffers else {})}.items():
@@ -113,6 +113,12 @@ def _forward_of(module: nn.Module) -> object:
     """Give the function behind a module's forward, which somebody may have put another one in front of."""
     forward = vars(module).get("forward", getattr_static(type(module), "forward"))
     return getattr(forward, "__func__", forward)  # a method is bound anew each time that it is asked for
+
+
+def _hooks_of_all() -> dict[_Fact, None]:
+    """Name the hooks that run with every module there is, as ``register_module_forward_hook`` leaves them."""
+    kept = ((what, getattr(nn.modules.module, f"_global{attribute}", None) or {}) for attribute, what in _HOOKS.items())
+    return {_Fact("every module", f"{what} for all", number): None for what, hooks in kept for number in hooks}
 
 
 def _hooks(of: str, one: nn.Module | Tensor) -> dict[_Fact, None]:

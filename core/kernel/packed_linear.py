@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor
+from torch import Tensor, nn
+from torch._C._functorch import get_unwrapped, is_batchedtensor
 from torch.autograd import forward_ad
 
 from ecoflap.core.errors import KernelError
@@ -61,16 +62,29 @@ def multiplied(
     if not torch.compiler.is_compiling():
         if not any(map(call, ONLOOKERS)) and _are_plain(x, packed, bias):
             return packed_linear(x, packed, bias, outputs)
-        if forward_ad.unpack_dual(x).tangent is not None:  # torch would take what an operator says nothing of for zero
-            raise KernelError(UNTRAINED)
+        if forward_ad._current_level >= 0 and (_has_tangent(x) or (bias is not None and _has_tangent(bias))):
+            raise KernelError(UNTRAINED)  # torch would take what an operator says nothing of for zero
     y: Tensor = torch.ops.ecoflap.packed_linear(x, packed, bias, outputs)
     return y
 
 
 def _are_plain(x: Tensor, packed: Tensor, bias: Tensor | None) -> bool:
-    """Say whether tensors lie in memory as they are, on the CPU."""
-    lie_there = type(x) is type(packed) is Tensor and x.is_cpu and packed.is_cpu and (bias is None or bias.is_cpu)
-    return lie_there and x.layout is torch.strided and not x.is_neg()
+    """Say whether tensors lie in memory as they are, on the CPU, and are of no class of somebody's own."""
+    if not (type(x) is type(packed) is Tensor and _lies(x) and _lies(packed)):
+        return False
+    return bias is None or (type(bias) in (nn.Parameter, Tensor) and _lies(bias))
+
+
+def _lies(one: Tensor) -> bool:
+    """Say whether all numbers of a tensor are in memory with their signs; torch has some in mind alone."""
+    return one.is_cpu and one.layout is torch.strided and not one.is_neg() and not one._is_zerotensor()
+
+
+def _has_tangent(one: Tensor) -> bool:
+    """Say whether a derivative goes forward through a tensor, which ``vmap`` may have wrapped."""
+    while is_batchedtensor(one):
+        one = get_unwrapped(one)
+    return forward_ad.unpack_dual(one).tangent is not None
 
 
 def packed_linear(

@@ -145,7 +145,7 @@ class PackedConv1D(PackedParameters):
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         if torch.is_autocast_enabled("cpu"):
             x = x.to(self.held["weight"].each.dtype)
-        own: Any = self
+        own: Any = self  # a Conv1D, whose attributes no type checker knows
         return multiplied(x, own.packed_weight, own.bias, own.nf)
 
 

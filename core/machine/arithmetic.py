@@ -1,7 +1,7 @@
 """Say which types this CPU cannot multiply in by itself, so that a library is slow in them, or not exact."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
@@ -39,6 +39,21 @@ def lacks_eight_bits(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 def slow_types() -> list[str]:
     """Name the types that are slow here."""
     return [dtype_name(dtype) for dtype in _ASKED if is_slow(dtype)]
+
+
+@contextmanager
+def not_cast() -> Iterator[None]:
+    """Compute in the types that weights have meanwhile, whatever ``torch.autocast`` of CPU or CUDA the caller is in.
+
+    It keeps the casts of weights that it has made, and weights that are pruned would still be multiplied as they were.
+    So would one of ours within it, be that enabled or not, until the outermost ends: there none keeps any.
+    """
+    depth = torch.autocast_increment_nesting()
+    torch.autocast_decrement_nesting()
+    with ExitStack() as stack:
+        for kind in ("cpu", "cuda") if depth > 1 else ():
+            stack.enter_context(torch.autocast(kind, enabled=False, cache_enabled=False))
+        yield
 
 
 @contextmanager

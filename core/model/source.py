@@ -222,8 +222,8 @@ def _named_in(index: Path) -> list[str]:
     :raises ModelError: Where it leads out of the folder, to what nobody would hash nor copy with it.
     """
     try:
-        named = json_value(read_bytes(index)).get("weight_map", {}).values()
-        names = sorted({name for name in named if isinstance(name, str)})
+        named = json_value(read_bytes(index)).get("weight_map", {})
+        names = sorted({name for name in named.values() if isinstance(name, str)})
     except (OSError, ValueError, AttributeError) as error:
         raise ModelError(f"{index} is no index of a checkpoint: {error}.") from error
     for name in names:

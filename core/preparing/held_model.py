@@ -7,14 +7,20 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
-from ecoflap.core.errors import EcoflapError, ModelError, RunError
-from ecoflap.core.model.anatomy import Source
+from ecoflap.core.errors import EcoflapError, ModelError, RunError, first_of
+from ecoflap.core.model.anatomy import Anatomy, Source
 from ecoflap.core.model.source import open_source
 from ecoflap.core.recipe.read_recipe import MEMORY
 from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.record.folder import RunFolder
 
+_MAKING = (BasePruningMethod, WeightNorm, SpectralNorm)
+"""Hooks by which torch makes a weight before each forward."""
 _TELLING = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers")
 """Keys of a configuration that stay what they are, as the size of a vocabulary does not, to which tokens are added."""
 
@@ -48,6 +54,56 @@ def require_given(recipe: Recipe) -> None:
             "Python, by ecoflap.run(recipe, model=…, processor=…); or name its files with model:, as with "
             "--set model=./folder."
         )
+
+
+def refuse_unheld(model: nn.Module) -> None:
+    """Refuse a model of which a weight is not simply there, so that no zeros can be put into it.
+
+    :raises ModelError: Which names the first such weights.
+    """
+    elsewhere = [name for name, weight in model.named_parameters() if weight.is_meta]
+    if elsewhere:
+        raise ModelError(
+            f"{first_of(elsewhere, 3)} has no numbers in memory (device meta), as where accelerate has put weights "
+            f"elsewhere. Load the model on one device; or name its files with model:, and if it is larger than memory "
+            f"model.offload: disk"
+        )
+    odd = [name for name, weight in model.named_parameters() if weight.layout != torch.strided or _overlaps(weight)]
+    if odd:
+        raise ModelError(
+            f"{first_of(odd, 3)} is sparse, or one number stands for many: no weight of it can be zero by itself. "
+            f"Make it dense: parameter.data = parameter.data.to_dense().contiguous()"
+        )
+
+
+def refuse_computed(anatomy: Anatomy) -> None:
+    """Refuse a model of which a matrix in a block is made of other parameters each time that it runs.
+
+    :raises ModelError: Which names the first such modules.
+    """
+    blocks = [block for tower in anatomy.towers for block in tower.blocks]
+    computed = [
+        f"{block.name}.{name}" for block in blocks for name, one in block.module.named_modules() if _is_computed(one)
+    ]
+    if computed:
+        raise ModelError(
+            f"the weight of {first_of(computed, 3)} is computed anew in each forward, as by torch.nn.utils.prune or "
+            f"weight_norm, and zeros in what it is made of would be lost. Make it a weight again first: by "
+            f"torch.nn.utils.prune.remove(module, 'weight'), parametrize.remove_parametrizations(module, 'weight'), or "
+            f"remove_weight_norm(module)"
+        )
+
+
+def _is_computed(module: nn.Module) -> bool:
+    """Say whether a module has a matrix of other parameters of its own, by any of torch's ways to that."""
+    hooks = module._forward_pre_hooks.values()
+    made = parametrize.is_parametrized(module) or any(isinstance(hook, _MAKING) for hook in hooks)
+    return made and any(parameter.ndim > 1 for parameter in module.parameters())
+
+
+def _overlaps(weight: torch.Tensor) -> bool:
+    """Say whether an axis of several numbers is one number in memory."""
+    return any(step == 0 and size > 1 for step, size in zip(weight.stride(), weight.shape, strict=True))
 
 
 def named_otherwise(recipe: Recipe, held: Source) -> Iterator[str]:

@@ -12,7 +12,7 @@ from ecoflap.core.model.anatomy import Anatomy
 from ecoflap.core.model.source import in_memory, is_on_hub, open_source, with_config
 from ecoflap.core.packed.packing import refuse_packed
 from ecoflap.core.preparing.checks import part_problems, recipe_problems
-from ecoflap.core.preparing.held_model import named_otherwise, require_given
+from ecoflap.core.preparing.held_model import named_otherwise, refuse_computed, refuse_unheld, require_given
 from ecoflap.core.preparing.prepared import Prepared, pools_in
 from ecoflap.core.preparing.trial import processor_read, token_problems, trial_problems
 from ecoflap.core.recipe.schema import Recipe
@@ -59,6 +59,7 @@ def prepare(
         require_given(recipe)
     else:
         refuse_packed(model)
+        refuse_unheld(model)
     source = in_memory(model) if model is not None else open_source(recipe.model.revised_source, Path.cwd(), config)
     adapter = recipe.model.named_adapter() or adapter_for(source, registry)
     if processor is not None:
@@ -69,6 +70,8 @@ def prepare(
     ):
         weightless = model if model is not None else adapter.load(source, None, "meta")
         anatomy = Anatomy.of(adapter.towers(weightless), adapter.layers, recipe.included)
+        if model is not None:
+            refuse_computed(anatomy)
         adapter.max_length(weightless)  # which is asked for again below, and shows here that an adapter does not fit
     pools = tuple(pools_in(anatomy, recipe))
     prepared = Prepared(recipe, source, adapter, anatomy, pools, weightless)

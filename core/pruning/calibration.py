@@ -114,7 +114,8 @@ def _each_checked(who: str, samples: Iterable[Any]) -> Iterator[Sample]:
                 f"{who} gave a Sample whose tokens are {shown(sample.tokens)}; they are a tensor of one dimension, of "
                 f"whole numbers, as torch.tensor([3, 17, 5]) is, and tokenizer(text, return_tensors='pt').input_ids[0]"
             )
-        yield sample
+        # Its own tokens: a dataset may fill one tensor again and again.
+        yield sample if sample.tokens is None else replace(sample, tokens=sample.tokens.clone())
 
 
 def _are_tokens(given: Any) -> bool:

@@ -73,6 +73,8 @@ def find_recipe(name: str) -> Path:
     if found is None and os.path.isdir(name) and (inside := sorted(Path(name).glob("*.yaml"))):
         named = " or ".join(map(str, inside[:3]))
         raise RecipeError(f"{cut(name)} is a folder: name a recipe in it, such as {named}.")
+    if found is None and os.path.exists(name) and not os.path.isdir(name):
+        raise RecipeError(f"{cut(name)} is no file, as a pipe is none: save the recipe in one, and name that.")
     if found is None:
         near = nearest(name.removesuffix(".yaml"), shipped)  # which of so many says more than all of them
         known = near or f" Known: {_by_folder(shipped)}."

@@ -1,6 +1,7 @@
 """A part as a recipe writes it: its name and parameters, checked, and the one object that a run uses."""
 
 from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -68,7 +69,8 @@ def _built(value: Any) -> Any:
         return value.built
     if isinstance(value, (list, tuple)) and any(isinstance(item, PartSpec) for item in value):
         return type(value)(map(_built, value))
-    return value
+    # A part may fill a list that it is given, and the recipe says what it was begun with.
+    return deepcopy(value) if isinstance(value, (list, tuple, dict, set)) else value
 
 
 def _plain(value: Any) -> Any:

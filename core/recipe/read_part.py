@@ -186,7 +186,7 @@ class PartReader:
         try:
             read = changed_inside(parameter.read(default), lambda item, _: _absolute_in(Path.cwd(), item))
             return {parameter.name: read} if _is_finite(read) else {}
-        except (ValidationError, PydanticUserError, PydanticSerializationError, PathError):
+        except (ValueError, PydanticUserError, PydanticSerializationError, PathError):  # bytes may be no text
             return {}
 
     def _parts(self, parameter: Parameter, value: Any, path: KeyPath) -> Any:

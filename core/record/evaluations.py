@@ -251,8 +251,8 @@ def _files_of(path: Path) -> Iterable[Path]:
 
 
 def _digest(paths: Iterable[Path]) -> str:
-    """Hash the contents of files, and the names in a folder."""
-    lines = (f"{path} {_names_in(path) if path.is_dir() else sha256_of(path)}\n" for path in paths)
+    """Hash the contents and names of files, and the names in a folder; the folders that they lie in may be others."""
+    lines = (f"{path.name} {_names_in(path) if path.is_dir() else sha256_of(path)}\n" for path in paths)
     return sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 

@@ -20,8 +20,9 @@ from ecoflap.core.record.identity import CALIBRATION_DATA, Identity
 def strangers(recipe: Recipe, own: Path | None) -> Iterator[str]:
     """Say which folders that ``reuse:`` names hold no run; the run's own may be among them, begun or not."""
     for path in recipe.reuse:
-        if path != own and not RunFolder(path).recipe.is_file():
-            yield f"reuse: {path} is no run folder: it has no recipe.yaml."
+        if path != own and not RunFolder(path).is_ours:
+            why = "no run was begun there" if RunFolder(path).recipe.is_file() else "it has no recipe.yaml"
+            yield f"reuse: {path} is no run folder: {why}."
 
 
 def of_other_models(recipe: Recipe, model: Mapping[str, str]) -> Iterator[str]:

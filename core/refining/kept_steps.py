@@ -77,11 +77,12 @@ class KeptSteps:
         put(tensors, parameters, optimiser, self.keep_in)
         del tensors  # a copy of all weights, which would be held to the end
         self.tell(first, count)
-        written = monotonic()
+        written, settings = monotonic(), settings_of(optimiser)
         for step in range(first, count):
             yield step
             self.tell(step + 1, count)
-            if step + 1 < count and self.ranks.rank == 0 and monotonic() - written >= self.EVERY:
+            is_time = self.ranks.rank == 0 and monotonic() - written >= self.EVERY
+            if step + 1 < count and is_time and settings == settings_of(optimiser) and is_taken(parameters, optimiser):
                 self._write(step + 1, count, taken(parameters, optimiser))
                 written = monotonic()
 
@@ -137,6 +138,18 @@ def read_kept(file: Sealed, parameters: Sequence[nn.Parameter], *, is_mapped: bo
             raise FormatError(f"{file.path}: the tensor {name!r} is {shape}, and of the weight there is {wanted}")
         found[kept] = file.mapped(name) if is_mapped else file.read(name)
     return found
+
+
+def settings_of(optimiser: torch.optim.Optimizer) -> list[dict[str, str]]:
+    """Write out what an optimiser's groups say but rates, which change by the step's number; some count in others."""
+    beside = {"params", "lr", "initial_lr"}
+    return [{key: repr(value) for key, value in group.items() if key not in beside} for group in optimiser.param_groups]
+
+
+def is_taken(parameters: Sequence[nn.Parameter], optimiser: torch.optim.Optimizer) -> bool:
+    """Say whether an optimiser knows no more of weights than :func:`taken` gives; some count steps in numbers."""
+    states = [optimiser.state.get(parameter, {}) for parameter in parameters]
+    return all(isinstance(value, Tensor | None) for state in states for value in state.values())
 
 
 def taken(parameters: Sequence[nn.Parameter], optimiser: torch.optim.Optimizer | None = None) -> dict[Kept, Tensor]:

@@ -136,17 +136,38 @@ class TrainedWeights:
         """
         assert self._module is not None
         forms = [(one.data.dtype, one.data.shape) for one in self.parameters]
+        lay = [one.data for one in self.parameters]  # held, or what is made anew could lie where one of them lay
         looked_at = {**self._others, **shown}
         with unwritten(who, looked_at, _CURE, counting=False), form_kept(who, self._module, _CURE_OF_FORM):
             yield
         if forms != [(one.data.dtype, one.data.shape) for one in self.parameters]:
             raise ModelError(f"{who} has given a parameter another type or shape: it may change its numbers alone")
-        places = {_place(one.data) for one in self.parameters}
-        taken = [name for name, one in shown.items() if one.numel() and _place(one) in places]
+        of_inference = [one for one in self.parameters if one.data.is_inference()]
+        if of_inference:
+            for one in of_inference:  # or the model could not even be put back
+                one.data = one.data.clone()
+            raise ModelError(
+                f"{who} has put a tensor of torch.inference_mode() in the place of a parameter, which nothing can "
+                f"train any more. Have it write under torch.no_grad(): parameter.data.copy_(…)"
+            )
+        self._refuse_shared(who, list(map(_place, lay)))
+        lying = {_place(one.data) for one in self.parameters}
+        taken = [name for name, one in shown.items() if one.numel() and _place(one) in lying]
         if taken:
             raise ModelError(
                 f"{who} has put {first_of(taken, 3)} in the place of a parameter, so that training would write into "
                 f"it, which others look at next. Have it copy the numbers: parameter.data.copy_(…)"
+            )
+
+    def _refuse_shared(self, who: str, before: Sequence[int]) -> None:
+        """Refuse parameters of which one was put where another lies, or lay: what was trained of either is lost."""
+        now = [_place(one.data) for one in self.parameters]
+        moved = [number for number, (was, place) in enumerate(zip(before, now, strict=True)) if was != place]
+        others = [{*before, *now[:number], *now[number + 1 :]} for number in moved]
+        if any(now[number] in places for number, places in zip(moved, others, strict=True)):
+            raise ModelError(
+                f"{who} has put one parameter in the memory of another, so that each writes into both. Have it copy "
+                f"the numbers: parameter.data.copy_(…)"
             )
 
     @contextmanager

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -230,8 +231,9 @@ def _add_offers(kind: str, known: dict[str, Offer], plugin: Plugin, offered: obj
         elif not inspect.isclass(factory) and not inspect.isroutine(factory):
             made = type(factory).__qualname__
             yield (
-                f"{plugin} offers the {kind} {name!r} as an object, a {made}, and what makes one is wanted: offer the "
-                f"class {made}, or a function that makes one. {plugin.way_out}"
+                f"{plugin} offers the {kind} {name!r} as an object, a {made}, and what makes one is wanted: offer "
+                f"{'' if isinstance(factory, partial) else f'the class {made}, or '}a function that makes one. "
+                f"{plugin.way_out}"
             )
         elif name in known and known[name].factory is not factory:
             yield _conflict(kind, name, known[name], Offer(factory, plugin))

@@ -17,7 +17,7 @@ from ecoflap.core.disk.paths import from_here
 from ecoflap.core.errors import RunError
 from ecoflap.core.export.exports import export_names, manifests
 from ecoflap.core.export.stage import ended_by, export_all, exported_bytes, provenance_of
-from ecoflap.core.machine.arithmetic import whole_float32
+from ecoflap.core.machine.arithmetic import not_cast, whole_float32
 from ecoflap.core.machine.environment import versions
 from ecoflap.core.machine.part_code import code_of_parts
 from ecoflap.core.planning.plan import Plan
@@ -44,6 +44,7 @@ from ecoflap.core.registry.registry import Registry, load_registry
 from ecoflap.core.run import stages
 from ecoflap.core.run.adapter_check import check_adapter_on_data, is_to_be_checked
 from ecoflap.core.run.data import RunData
+from ecoflap.core.run.own_inputs import refuse_deleting_inputs
 from ecoflap.core.run.rounds import after_rounds, rounds_ahead
 from ecoflap.core.run.run_model import RunModel, held_in
 from ecoflap.core.run.run_state import RunState, stage_of_round
@@ -116,9 +117,12 @@ def run(
     target = from_here(folder if folder is not None else Path("runs") / default_name(recipe, set_))
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))  # of the caller's: weights are written, and have gradients
+        stack.enter_context(not_cast())
         stack.enter_context(run_eagerly(model))
         stack.enter_context(whole_float32())
         prepared = prepare(checked, registry, model, processor, own=target)
+        if fresh:
+            refuse_deleting_inputs(prepared, target)
         check_same_asked(ranks, checked, target)  # by now all have read the recipe, which fresh may delete
         run_folder = ranks.first(lambda: stack.enter_context(open_run(target, fresh=fresh)))
         log = (RunLog if ranks.rank == 0 else SilentLog)(run_folder, Observers(registry.observers()))
@@ -141,9 +145,11 @@ def _checked(
 def default_name(recipe: Recipe | Mapping[str, Any] | str | Path, set_: Sequence[str]) -> str:
     """Name a run folder after the recipe's file and what was set otherwise, so that two runs do not meet in one.
 
-    What may change within a folder is left out: a run with another ``export`` goes on from the one there is.
+    What may change within a folder is left out: a run with another ``export`` goes on from the one there is. A recipe
+    that ships is called by its folder, too, for several are called alike: ``language/fast``.
     """
-    stem = Path(recipe).stem if isinstance(recipe, str | Path) else "run"
+    is_shipped = isinstance(recipe, str) and "/" in recipe and not (recipe.endswith(".yaml") or Path(recipe).is_file())
+    stem = str(recipe) if is_shipped else Path(recipe).stem if isinstance(recipe, str | Path) else "run"
     telling = [item for item in set_ if not is_within(item.split("=")[0].strip(), may_change())]
     return re.sub(r"[^\w.-]+", "-", "-".join([stem, *telling]))[:_LONGEST_NAME].strip("-.") or "run"
 

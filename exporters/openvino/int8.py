@@ -62,11 +62,17 @@ def rounding_of(fed: Fed, smoothing: float | None) -> Inputs:
 
     :param smoothing: α; with None nothing is divided.
     """
-    largest, heaviest = fed.largest, fed.heaviest
+    heaviest = fed.heaviest
+    largest = torch.where(heaviest > 0, fed.largest, 0)  # what is multiplied by zeros alone may be rounded to anything
     if smoothing is None:
-        return Inputs(None, float(largest.max()) / LEVELS)
+        return Inputs(None, _step(largest))
     known = (largest > 0) & (heaviest > 0)
     wanted = largest[known] ** smoothing / heaviest[known] ** (1 - smoothing)
     divisor = torch.ones_like(largest)  # of an input that was always zero, or that is multiplied by zeros
     divisor[known] = (wanted / wanted.median()).clamp(min=_SMALLEST) if len(wanted) else wanted
-    return Inputs(divisor.numpy(), float((largest / divisor).max()) / LEVELS)
+    return Inputs(divisor.numpy(), _step(largest / divisor))
+
+
+def _step(largest: Float32[Tensor, " in"]) -> float:
+    """Give what one number stands for; anything where nothing but zeros is rounded, or multiplies it."""
+    return float(largest.max()) / LEVELS or 1.0

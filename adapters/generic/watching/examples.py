@@ -85,19 +85,19 @@ def image_inputs(model: nn.Module, processor: Any = None) -> Iterator[Inputs]:
     if known & {"image_position_ids", "spatial_shapes", "image_patches"}:
         yield _in_rows(config, seen, channels, known)
         return
-    size = _size(seen, processor)
-    plain = {"pixel_values": torch.ones(ROWS, channels, size, size)}
-    sizes = {"image_sizes": torch.tensor([[size, size]] * ROWS)}
+    high, wide = _sides(seen, processor)
+    plain = {"pixel_values": torch.ones(ROWS, channels, high, wide)}
+    sizes = {"image_sizes": torch.tensor([[high, wide]] * ROWS)}
     if "aspect_ratio_ids" in known:
-        yield _in_tiles_of_ratios(seen, channels, size)
+        yield _in_tiles_of_ratios(seen, channels, high)
     if find(config, "image_grid_pinpoints") is not None:
-        yield {"pixel_values": torch.ones(ROWS, _tiles(config, size), channels, size, size), **sizes}
+        yield {"pixel_values": torch.ones(ROWS, _tiles(config, high), channels, high, wide), **sizes}
     if "pixel_attention_mask" in known:
-        yield {"pixel_values": torch.ones(ROWS, 1, channels, size, size)}
+        yield {"pixel_values": torch.ones(ROWS, 1, channels, high, wide)}
     if "image_embeds_position_mask" not in known and "image_sizes" in known:
         yield {**plain, **sizes}
     yield plain
-    yield {"pixel_values": torch.ones(ROWS, 1, channels, size, size)}
+    yield {"pixel_values": torch.ones(ROWS, 1, channels, high, wide)}
 
 
 def with_text(model: nn.Module, images: Mapping[str, Tensor], places: int) -> Inputs:
@@ -124,12 +124,13 @@ def with_text(model: nn.Module, images: Mapping[str, Tensor], places: int) -> In
     return inputs
 
 
-def _size(seen: Any, processor: Any) -> int:
-    """Give the side of an image in pixels: the one that the model was made for, or that its processor makes."""
+def _sides(seen: Any, processor: Any) -> tuple[int, int]:
+    """Give height and width of an image in pixels: those that the model was made for, or that its processor makes."""
     size = find(seen, "image_size")
     if isinstance(size, list | tuple):
-        return int(size[0])
-    return size if isinstance(size, int) else _made_by(processor) or 4 * (find(seen, "patch_size", int) or 14)
+        return int(size[0]), int(size[-1])
+    side = size if isinstance(size, int) else _made_by(processor) or 4 * (find(seen, "patch_size", int) or 14)
+    return side, side
 
 
 def _made_by(processor: Any) -> int | None:

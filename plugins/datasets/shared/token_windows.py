@@ -104,9 +104,10 @@ class TokenWindows:
         tokens = plain_tokens(self.tokenizer, BETWEEN.join(documents))
         if len(tokens) < self.text_length:
             longest = len(tokens) + len(self.begin)
+            shorter = f", or set sequence_length: {longest} or less" if longest > 1 else ""
             raise DataError(
-                f"text: all of it is {len(tokens)} tokens, and one window needs {self.text_length}. Give more text, or "
-                f"set sequence_length: {longest} or less."
+                f"text: all of it is {len(tokens)} tokens, and one window needs {self.text_length}. Give more text"
+                f"{shorter}."
             )
         return tokens
 

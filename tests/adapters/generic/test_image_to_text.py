@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from pico_seeing_pairs import FAMILIES, adapter, processor
+from pico_composites import images
+from pico_seeing_pairs import FAMILIES, MBART, SWIN, adapter, build, processor
 from pico_words import BEGIN, END, captions
 from table import row_of
+from transformers_version import is_before
 
 import ecoflap
 from ecoflap.adapters.generic.image_to_text import ImageToTextAdapter
@@ -121,3 +123,38 @@ def test_no_other_adapter_claims_it():
     source = in_memory(row_of("donut").build())
     claiming = [name for name in registry.names("adapter") if registry.find("adapter", name)().matches(source)]
     assert claiming == ["image_to_text"]
+
+
+def test_a_text_longer_than_the_decoder_has_positions_is_named():
+    model, given = FAMILIES["trocr"].build(), adapter(KIND)
+    (sample,) = captions(1)
+    batch = given.collate(model, [replace(sample, text="w1 " * 100)])
+    with pytest.raises(DataError, match="is of 101 tokens, and this model has positions for 64"):
+        given.loss(model, batch)
+
+
+def test_a_batch_of_nothing_is_refused_before_anything_is_said():
+    model, given = FAMILIES["trocr"].build(), adapter(KIND)
+    for call in (lambda: given.collate(model, []), lambda: given.generate(model, [], Generation())):
+        with pytest.raises(DataError, match="a batch needs at least one sample"):
+            call()
+
+
+@pytest.mark.skipif(is_before("5"), reason="it cannot build a Swin transformer without weights")
+def test_views_of_a_model_of_upright_pages_are_as_high_and_wide_as_these():
+    """Its own processor is Donut's, and a page twice as high as wide."""
+    from transformers import DonutProcessor
+
+    model, given = build({**SWIN, "image_size": [56, 28]}, MBART, 2), ImageToTextAdapter()
+    page = images("DonutImageProcessor", size={"height": 56, "width": 28}, do_align_long_axis=False)
+    given.processor = DonutProcessor(page, processor(KIND).tokenizer)
+    batch = given.collate(model, captions(2))
+    assert batch["pixel_values"].shape == (2, 3, 56, 28)
+    views = {view.name: view for view in given.export_views(model)}
+    assert views["vision"].inputs["pixel_values"].shape[1:] == (3, 56, 28)
+    with torch.no_grad():
+        (seen,) = views["vision"].module(batch["pixel_values"])
+        (logits,) = views["decoder"].module(batch["decoder_input_ids"], batch["decoder_attention_mask"], seen)
+        expected = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
+    torch.testing.assert_close(logits, expected)
+    assert seen.shape[1:] == views["decoder"].inputs["encoder_hidden_states"].shape[1:]

@@ -5,8 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 from table import GENERIC_ROWS, ROWS
+from torch import nn
 
 import ecoflap
+from ecoflap.adapters.shared.text_batches import within_vocabulary
 from ecoflap.adapters.shared.texts import check_lengths
 from ecoflap.core.errors import DataError
 
@@ -63,3 +65,12 @@ def test_lengths_are_held_against_positions(longest: int | None, told: int | Non
         return
     with pytest.raises(DataError, match=rf"text {told} of a batch is of {[3, 4, 5][told]} tokens, .* for {longest}:"):
         check_lengths([3, 4, 5], longest)
+
+
+def test_a_label_that_is_left_out_is_no_word():
+    model = nn.Module()
+    model.get_input_embeddings = lambda: nn.Embedding(8, 2)
+    batch = {"input_ids": torch.tensor([[3, 7]])}
+    assert within_vocabulary(model, batch) is batch
+    with pytest.raises(DataError, match=r"a text holds the token -100, and tokens count from 0 on"):
+        within_vocabulary(model, {"input_ids": torch.tensor([[3, -100]])})

@@ -97,6 +97,17 @@ def test_of_qwen3_vl_there_is_the_whole_alone_with_the_reason():
     assert torch.equal(whole, by_the_model(model, inputs, form.constants))  # type: ignore[union-attr, arg-type]
 
 
+@pytest.mark.parametrize("exporter", ["onnx", "torchscript"])
+def test_of_gemma4_there_is_no_language_by_vectors_alone(exporter: str):
+    """Its smaller ones embed tokens for each layer; the whole is written all the same."""
+    row = row_of("gemma4")
+    model, adapter = row.build(), row.adapter()
+    assert set(views_of("gemma4", model)) == {"vision", "all"}
+    refused = adapter.views_refused(model, exporter)  # type: ignore[attr-defined]
+    assert set(refused) == {"language"}
+    assert "embeds the tokens for each layer anew" in refused["language"]
+
+
 def test_a_model_that_asks_which_tokens_there_are_is_refused_by_the_line_that_asks():
     """A trace would be made without a word, and be wrong of a text with one of the tokens that are asked for."""
     row = row_of("ovis2")

@@ -13,6 +13,7 @@ from time import sleep
 import pytest
 
 import ecoflap
+from ecoflap.core.cli import main
 from ecoflap.core.cli.stopping import stoppable
 
 pytest.importorskip("transformers.models.llama", reason="a process of its own knows no LLaMA here")
@@ -252,3 +253,22 @@ def test_what_else_python_drops_is_told_as_before(monkeypatch):
     with stoppable():
         Fails()
     assert [str(one.exc_value) for one in told] == ["told"]
+
+
+def test_where_nothing_can_be_printed_the_code_says_what_was_done(tmp_path):
+    """Closed from the first; and a disk that is full, where the way out is told."""
+    closed = subprocess.run(f"{' '.join(COMMAND)} --version >&-", shell=True, capture_output=True, text=True)
+    assert (closed.returncode, closed.stderr) == (0, "")
+    full = subprocess.run(f"{' '.join(COMMAND)} list > /dev/full", shell=True, capture_output=True, text=True)
+    assert full.returncode
+    assert "Traceback" not in full.stderr
+    assert "could not be written: No space left on device" in full.stderr
+
+
+def test_what_a_library_says_of_the_system_is_not_taken_for_the_output(monkeypatch):
+    def fail(**_):
+        raise OSError("Can't load the model for 'x'")
+
+    monkeypatch.setattr(main, "app", fail)
+    with pytest.raises(OSError, match="Can't load the model"):
+        main.main()

@@ -1,6 +1,7 @@
 """JSON files are mappings within limits, or are refused with their name."""
 
 import json
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -67,3 +68,14 @@ def test_no_more_is_read_than_is_meant(tmp_path):
 def test_a_pipe_is_not_waited_on(pipe):
     with pytest.raises(RunError, match=r"pipe: cannot be read: .*it is no file, but a pipe"):
         read_json(pipe)
+
+
+def test_a_small_file_takes_little_memory(tmp_path):
+    """And not as much as the largest may take, which a limit of memory would refuse."""
+    (tmp_path / "small.json").write_text("{}")
+    tracemalloc.start()
+    try:
+        assert read_bytes(tmp_path / "small.json") == b"{}"
+        assert tracemalloc.get_traced_memory()[1] < 4_000_000
+    finally:
+        tracemalloc.stop()

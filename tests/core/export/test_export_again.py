@@ -404,3 +404,9 @@ def test_deflate_is_measured_on_even_pieces(monkeypatch):
     large.weight[:, ::2] = 0
     exact = len(zlib.compress(large.weight.numpy().tobytes(), 6)) / large.weight.nbytes
     assert deflated_share(large) == pytest.approx(exact, rel=0.02)
+
+
+def test_masks_that_are_gone_are_named(run):
+    (run.folder / "masks.safetensors").unlink()
+    with pytest.raises(RunError, match=r"masks\.safetensors is gone\. Run its recipe again"):
+        ecoflap.export_run(run.folder, "hugging_face")

@@ -241,3 +241,17 @@ def test_an_exporter_that_says_something_else_is_told_what_is_wanted(tmp_path, l
     with pytest.raises(EcoflapError, match=rf"the exporter writer {told}"):
         export(tmp_path, "writer", spec, PRUNED)
     assert not (tmp_path / "writer").exists()
+
+
+def test_a_folder_that_no_run_has_written_is_not_replaced(tmp_path):
+    own = tmp_path / "writer" / "mine.txt"
+    own.parent.mkdir()
+    own.write_text("mine")
+    with pytest.raises(RunError, match="writer was written by no run, and the export would be put in its place"):
+        export(tmp_path, "writer", part("a"), PRUNED)
+    assert own.read_text() == "mine"
+    own.unlink()
+    export(tmp_path, "writer", part("a"), PRUNED)
+    (tmp_path / "writer.json").unlink()  # as where a process was killed between the two
+    export(tmp_path, "writer", part("b"), PRUNED)
+    assert (tmp_path / "writer" / "weights.bin").read_text() == "b"

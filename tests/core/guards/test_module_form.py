@@ -126,3 +126,14 @@ def test_what_is_taken_back_is_no_change(what):
     module = Outer().eval()
     with form_kept("the refiner X, at a block,", module, CURE):
         what(module)
+
+
+def test_a_hook_for_all_modules_is_refused():
+    """It runs with every module there is, and lies in none."""
+    left = []
+    said = "a forward hook for all was left on every module"
+    with pytest.raises(ModelError, match=said), form_kept("the part", Outer(), CURE):
+        left.append(nn.modules.module.register_module_forward_hook(doubled))
+    left[0].remove()
+    with form_kept("the part", Outer(), CURE):
+        nn.modules.module.register_module_forward_hook(doubled).remove()

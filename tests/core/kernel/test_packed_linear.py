@@ -5,13 +5,15 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from ctypes import c_void_p, cast
 
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
+from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -158,7 +160,24 @@ def test_what_the_dispatcher_has_to_see_is_not_passed_by(past):
         assert_right(layer(kept), x, weight)
         with pytest.raises(NotImplementedError, match="SparseCPU"):
             layer(x.to_sparse())
+        assert_right(layer(torch._efficientzerotensor(x.shape)), torch.zeros_like(x), weight)
     assert not past
+
+
+def test_a_bias_is_looked_at_as_closely(past):
+    weight, bias, x = (numbers(*shape, dtype=torch.float32) for shape in ((20, 30), (20,), (2, 30)))
+    weight[::2] = 0
+    packed = pack_dense(weight)
+    with torch.no_grad():
+        assert_right(packed_linear.multiplied(x, packed, torch._neg_view(bias), 20), x, weight, -bias)
+        assert not past
+        assert_right(packed_linear.multiplied(x, packed, nn.Parameter(bias), 20), x, weight, bias)
+        assert len(past) == 1
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            pretended = mode.from_tensor(bias)
+        with suppress(RuntimeError, TypeError):  # whatever torch says to one that has no numbers
+            packed_linear.multiplied(x, packed, pretended, 20)
+        assert len(past) == 1
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad])
@@ -172,6 +191,19 @@ def test_a_derivative_that_goes_forward_is_refused_in_words(mode):
             with pytest.raises(KernelError, match="it can be run and not trained"):
                 layer(forward_ad.make_dual(x, x))
             assert layer(x).shape == (2, 20)
+
+
+def test_a_derivative_by_the_bias_is_refused_and_one_beside_a_mapped_layer_is_not():
+    weight, x = pruned(20, 30, 0.5, torch.float32), numbers(2, 30, dtype=torch.float32)
+    layer = PackedLinear(pack_dense(weight), nn.Parameter(torch.ones(20))).requires_grad_(False)
+    with pytest.raises(KernelError, match="it can be run and not trained"):
+        torch.func.jvp(lambda bias: functional_call(layer, {"bias": bias}, (x,)), (layer.bias,), (x[0, :20],))
+    with pytest.raises(KernelError, match="it can be run and not trained"):
+        torch.func.jvp(torch.vmap(layer), (x,), (x,))
+    beside, ones = torch.ones(2, 20), torch.ones(2, 20)
+    y, tangent = torch.func.jvp(lambda one: torch.vmap(layer)(x) + one, (beside,), (ones,))
+    assert_right(y - beside, x, weight, layer.bias)
+    assert torch.equal(tangent, ones)
 
 
 def test_the_operator_is_declared_as_it_is():

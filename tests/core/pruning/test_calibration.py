@@ -108,3 +108,17 @@ def test_a_dataset_that_is_read_by_numbers_is_read():
 def test_a_dataset_that_takes_too_little_is_told_without_a_place_of_ours():
     with pytest.raises(PartError, match=r"^the dataset function raised TypeError: .* takes 2 positional .* given\.$"):
         read_samples(spec("dataset", lambda adapter, model: []), LlamaAdapter(), nn.Identity(), print)
+
+
+class OfOneTensor:
+    """Fills one tensor again and again."""
+
+    def __call__(self, adapter, model, note):
+        tokens = torch.zeros(3, dtype=torch.int64)
+        for number in range(4):
+            yield Sample(tokens=tokens.fill_(number))
+
+
+def test_a_tensor_that_is_filled_again_is_another_sample():
+    read = read_samples(spec("dataset", OfOneTensor()), LlamaAdapter(), nn.Identity(), print)
+    assert [sample.tokens.tolist() for sample in read] == [[number] * 3 for number in range(4)]

@@ -423,6 +423,9 @@ def test_shipped_recipes_are_found_by_name(tmp_path, monkeypatch):
 
 def test_a_folder_is_asked_for_the_recipe_in_it(folder):
     (folder / "run").mkdir()
+    os.mkfifo(folder / "pipe")
+    with pytest.raises(RecipeError, match=r"pipe is no file, as a pipe is none: save the recipe in one"):
+        find_recipe(str(folder / "pipe"))
     with pytest.raises(RecipeError, match=r"run is no file, and there is no shipped recipe named"):
         find_recipe(str(folder / "run"))
     (folder / "run" / "recipe.yaml").write_text(SMALL)

@@ -15,7 +15,7 @@ from ecoflap.core.contracts.protocols import Dataset, Note, ignore
 from ecoflap.core.contracts.records import Measure
 from ecoflap.core.errors import EcoflapError
 from ecoflap.core.recipe.part_spec import PartSpec
-from ecoflap.core.record.evaluations import Evaluation, digests
+from ecoflap.core.record.evaluations import Evaluation, _digest, digests
 from ecoflap.plugins.datasets.image import Image
 from ecoflap.plugins.datasets.image_text import ImageText
 from ecoflap.plugins.datasets.text import Text
@@ -205,3 +205,12 @@ def test_a_standard_error_below_zero_is_refused(error, tmp_path):
     evaluation = Evaluation(PartSpec("evaluator", "odd", {}, Odd))
     with pytest.raises(EcoflapError, match=r"odd: the standard error of the odd is -\d\.\d, which is below 0"):
         evaluation.run(tmp_path / "lines", "dense", nn.Identity(), LlamaAdapter(), ignore)
+
+
+def test_where_the_files_lie_does_not_matter(tmp_path):
+    """A finished sweep is one for whoever has the same files elsewhere, as another installation has its text."""
+    for folder, content in (("here", "a"), ("there", "a"), ("otherwise", "b")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "text.txt").write_text(content)
+    here, there, otherwise = (_digest([tmp_path / name / "text.txt"]) for name in ("here", "there", "otherwise"))
+    assert here == there != otherwise

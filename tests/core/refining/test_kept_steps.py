@@ -206,3 +206,47 @@ def test_nothing_is_written_before_its_time(tmp_path, monkeypatch):
     kept, _ = kept_in(tmp_path)
     trained(kept, 7, adam)
     assert not kept.file.exists()
+
+
+class Counting(torch.optim.SGD):
+    """Counts its steps in a number of each weight, or of a group, and takes ever smaller ones."""
+
+    def __init__(self, parameters, where):
+        super().__init__(parameters, lr=0.1)
+        self.where = where
+        if where == "default":  # as Prodigy has it
+            self.defaults["step"] = self.param_groups[0]["step"] = 0
+
+    def step(self, closure=None):
+        (group,) = self.param_groups
+        for parameter in group["params"]:
+            counted = self.state[parameter] if self.where == "weight" else group
+            counted["step"] = counted.get("step", 0) + 1
+            parameter.data.sub_(group["lr"] / counted["step"] * parameter.grad)
+
+
+@pytest.mark.parametrize("where", ["weight", "group", "default"])
+def test_what_is_counted_elsewhere_than_in_tensors_is_begun_anew(tmp_path, where):
+    """Half of what an optimiser knows would lead elsewhere in silence."""
+
+    def make(parameters):
+        return Counting(parameters, where)
+
+    kept, _ = kept_in(tmp_path)
+    expected = trained(kept_in(tmp_path / "unbroken")[0], 7, make)
+    trained(kept, 7, make, stop=4)
+    assert not kept.file.exists()
+    again, told = kept_in(tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(trained(again, 7, make), expected, strict=True))
+    assert told[0] == (0, 7)
+
+
+def test_what_a_group_is_called_is_no_count(tmp_path):
+    def make(parameters):
+        return torch.optim.Adam([{"params": parameters, "name": "all", "lr_scale": 0.5}])
+
+    kept, _ = kept_in(tmp_path)
+    trained(kept, 7, make, stop=4)
+    again, told = kept_in(tmp_path)
+    trained(again, 7, make)
+    assert told[0] == (4, 7)

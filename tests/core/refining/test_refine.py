@@ -195,6 +195,23 @@ def test_one_that_raises_is_named_with_its_block(case):
     assert all(torch.equal(layer.weight, before[layer.name]) for layer in one.layers)
 
 
+class Anew(Step):
+    """Puts new numbers in the place of each parameter's, of which one may lie where another's lay."""
+
+    def __call__(self, view):
+        view.add_gradient(view.training[0])
+        for parameter in view.parameters:
+            parameter.data = parameter.data - self.rate * parameter.grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_new_numbers_in_the_place_of_a_parameters_are_taken(case, dtype):
+    one, other = case(dtype=dtype), case(dtype=dtype)
+    refined(one, Anew(0.01))
+    refined(other, Step(0.01))
+    assert all(torch.equal(weights(one)[name], found) for name, found in weights(other).items())
+
+
 class Writes:
     """Trains a step, and does something else besides."""
 
@@ -228,7 +245,31 @@ def begin_from_dense_weights(view):
     view.parameters[0].data = view.dense_weights[view.layers[0].name]
 
 
+def alike(view):
+    """Two parameters of one shape."""
+    first = view.parameters[0]
+    return first, next(one for one in view.parameters[1:] if one.shape == first.shape)
+
+
+def share_memory(view):
+    first, second = alike(view)
+    first.data = second.data
+
+
+def exchange(view):
+    first, second = alike(view)
+    first.data, second.data = second.data, first.data
+
+
+def leave_a_tensor_of_inference(view):
+    with torch.inference_mode():
+        view.parameters[0].data = view.parameters[0].data * 0.5
+
+
 @pytest.mark.parametrize(("what", "said"), [
+    (share_memory, r"has put one parameter in the memory of another.*copy_"),
+    (exchange, r"has put one parameter in the memory of another"),
+    (leave_a_tensor_of_inference, r"has put a tensor of torch\.inference_mode\(\).*under torch\.no_grad\(\)"),
     (empty_dense_weights, r"wrote into the dense weights of model\.layers\.\S+, .* and \d+ more, which it is given"),
     (begin_from_dense_weights, r"has put the dense weights of model\.layers\.1\.self_attn\.q_proj\.weight in the"),
     (scale_a_norm, r"wrote into input_layernorm\.weight, which it is given.*Have it train view\.parameters alone"),

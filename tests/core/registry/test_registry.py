@@ -71,6 +71,7 @@ def ecoflap_register_pruners():
     said = problems(world.load, "plugins: {o: toy_o}")
     for name, made in (("made", "Made"), ("partly", "partial")):
         assert f"offers the pruner '{name}' as an object, a {made}, and what makes one is wanted" in said
+        assert (f"offer the class {made}" in said) == (made != "partial")
     assert "offer the class Made, or a function that makes one." in said
 
 

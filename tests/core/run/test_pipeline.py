@@ -309,6 +309,7 @@ def test_a_saver_that_writes_something_else_is_found_out(plain, pico_llama, pico
 
 def test_the_default_folder_is_named_by_what_was_set_but_not_by_what_may_change():
     assert default_name("quickstart", []) == "quickstart"
+    assert default_name("language/fast", ["sparsity=0.6"]) == "language-fast-sparsity-0.6"
     assert (
         default_name("a/b.yaml", ["sparsity=0.6", "export=hugging_face", "evaluate=[]", "reuse=x"]) == "b-sparsity-0.6"
     )

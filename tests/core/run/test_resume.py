@@ -4,10 +4,12 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -303,6 +305,27 @@ def test_another_recipe_is_refused_with_what_differs(plain, copied_run, tmp_path
     assert run.report.sparsity == pytest.approx(0.6)
 
 
+@pytest.mark.parametrize("key", ["model", "calibration", "reuse"])
+def test_a_run_is_not_begun_anew_over_what_it_reads(plain, pico, copied_run, key):
+    """It would be deleted, and missed afterwards."""
+    folder = copied_run.folder
+    recipe = plain()
+    if key == "model":
+        recipe["model"] = {"source": str(folder / "model")}
+        inside = folder / "model"
+    elif key == "reuse":
+        inside = shutil.copytree(folder, folder / "old")
+        recipe["reuse"] = [str(inside)]
+    else:
+        given = Path(recipe["calibration"]["path"])
+        inside = shutil.copy(given, folder / f"own{given.suffix}")
+        recipe["calibration"]["path"] = str(inside)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(RunError, match=rf"is to be begun anew.*{key}: {inside}.*Name another folder with --folder"):
+        ecoflap.run(recipe, folder=folder, fresh=True)
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 @pytest.mark.parametrize("cut_off", [False, True])
 def test_another_model_or_other_data_are_refused(recipe, pico, killer, tmp_path, cut_off):
     import shutil
@@ -452,6 +475,12 @@ def test_reuse_of_what_is_no_run_is_refused_with_all_else_that_is_wrong(plain, t
         ecoflap.run(recipe, folder=tmp_path / "run")
     assert len(caught.value.problems) == 2
     assert f"reuse: {tmp_path / 'none'} is no run folder: it has no recipe.yaml." in str(caught.value)
+
+
+def test_reuse_of_a_folder_with_a_recipe_and_no_run_is_refused(plain, tmp_path):
+    (tmp_path / "recipe.yaml").write_text("sparsity: 0.5")
+    with pytest.raises(ecoflap.EcoflapError, match=rf"reuse: {tmp_path} is no run folder: no run was begun there"):
+        ecoflap.run(plain(reuse=[str(tmp_path)]), folder=tmp_path / "run")
 
 
 def test_a_block_file_that_was_damaged_is_named(recipe, killer, tmp_path):

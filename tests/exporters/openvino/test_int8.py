@@ -65,4 +65,12 @@ def test_inputs_that_were_always_zero_and_columns_without_weights_are_left_as_th
     assert found.divisor.tolist() == [1, 1, 1]
     assert found.step == pytest.approx(8 / 127)
     nothing = rounding_of(Fed(torch.tensor([3.0]), torch.tensor([0.0])), 0.5)
-    assert (nothing.divisor.tolist(), nothing.step) == ([1], pytest.approx(3 / 127))
+    assert (nothing.divisor.tolist(), nothing.step) == ([1], 1)
+
+
+@pytest.mark.parametrize("smoothing", [None, 0.0, 0.8])
+def test_an_input_that_is_multiplied_by_zeros_alone_sets_no_step(smoothing):
+    """As of a channel a thousand times as large as the others, of which all weights are pruned."""
+    without = rounding_of(Fed(torch.tensor([1.0, 2.0]), torch.tensor([0.5, 1.0])), smoothing)
+    beside = rounding_of(Fed(torch.tensor([1.0, 2.0, 1e3]), torch.tensor([0.5, 1.0, 0.0])), smoothing)
+    assert beside.step == without.step

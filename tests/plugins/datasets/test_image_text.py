@@ -381,7 +381,7 @@ def test_columns_that_are_not_there(index, told):
         ("a.csv", b"", "a.csv holds no rows."),
         ("a.jsonl", b"\xff\xfe", "a.jsonl:1 cannot be read as UTF-8 text: "),
         ("a.jsonl", b'{"image": "a.png", "text": "x"}\nnonsense\n', "a.jsonl:2 is not JSON: "),
-        ("a.jsonl", b"[1]\n", "a.jsonl:1 is not a JSON object."),
+        ("a.jsonl", b"[1]\n", "a.jsonl:1 is not a JSON object, but a list"),
         ("a.json", b'{"image": "a.png"}\n{}', "a.json has no column 'text' or 'caption'. Known: image. "),
         ("a.json", b'{"image": "a.png"}\nnonsense', "a.json:2 is not JSON: "),
         ("a.json", b'{"image":\n{}', "a.json is not JSON: "),

@@ -88,3 +88,14 @@ def test_a_text_of_many_pieces_is_read_whole_and_one_too_large_is_refused(tmp_pa
                 read_text(file)
         else:
             assert read_text(file) == text
+
+
+@pytest.mark.parametrize(("line", "said"), [
+    ('[{"text": "a"}]', r":2 is not a JSON object, but a list: put each object on a line of its own"),
+    ('{"text": "a", "text": "b"}', r":2 has 'text' more than once, and the last would be taken"),
+    ('{"text": "a", "more": {"b": 1, "b": 2}}', r":2 has 'b' more than once"),
+])  # fmt: skip
+def test_lines_that_mean_no_one_row_are_refused(tmp_path, line, said):
+    (tmp_path / "a.jsonl").write_text(f'{{"text": "12:30: {{}}"}}\n{line}\n')
+    with pytest.raises(DataError, match=said):
+        list(json_lines(tmp_path / "a.jsonl"))

@@ -198,3 +198,9 @@ def test_perplexity_reads_the_begin_and_never_predicts_it(tmp_path: Path, pico_l
         terms += [-float(logs[place, token]) for place, token in enumerate(window[1:])]
     assert found.n == len(terms) == 8  # all eight letters, and no begin token
     assert found.value == pytest.approx(math.exp(sum(terms) / 8), rel=1e-6)
+
+
+def test_a_text_that_fills_no_window_at_all_is_to_be_longer():
+    windows = TokenWindows.of(reading(tokenizer("$A")), "auto", 16)
+    with pytest.raises(DataError, match=r"all of it is 1 tokens, and one window needs 16\. Give more text\.$"):
+        list(windows.consecutive(["a"], None, spread=False))
