@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
-from torch._C._functorch import get_unwrapped, is_batchedtensor
 from torch.autograd import forward_ad
 
 from ecoflap.core.errors import KernelError
@@ -31,7 +30,7 @@ except ImportError:  # they are torch's own, and not promised: without one of th
 else:
     ONLOOKERS = (
         torch.is_grad_enabled, _len_torch_dispatch_stack, _len_torch_function_stack, peek_interpreter_stack,
-        _get_tracing_state, _profiler_enabled, lambda: forward_ad._current_level >= 0,
+        _get_tracing_state, _profiler_enabled, lambda: _is_in_dual_level(),
     )  # fmt: skip
 """Tell what has to see an operator: gradients, modes, transforms such as ``vmap``, traces and profiles."""
 PANEL = 1 << 22
@@ -62,7 +61,7 @@ def multiplied(
     if not torch.compiler.is_compiling():
         if not any(map(call, ONLOOKERS)) and _are_plain(x, packed, bias):
             return packed_linear(x, packed, bias, outputs)
-        if forward_ad._current_level >= 0 and (_has_tangent(x) or (bias is not None and _has_tangent(bias))):
+        if _is_in_dual_level() and (_has_tangent(x) or (bias is not None and _has_tangent(bias))):
             raise KernelError(UNTRAINED)  # torch would take what an operator says nothing of for zero
     y: Tensor = torch.ops.ecoflap.packed_linear(x, packed, bias, outputs)
     return y
@@ -80,10 +79,16 @@ def _lies(one: Tensor) -> bool:
     return one.is_cpu and one.layout is torch.strided and not one.is_neg() and not one._is_zerotensor()
 
 
+def _is_in_dual_level() -> bool:
+    """Say whether derivatives go forward somewhere."""
+    return bool(getattr(forward_ad, "_current_level", -1) >= 0)
+
+
 def _has_tangent(one: Tensor) -> bool:
     """Say whether a derivative goes forward through a tensor, which ``vmap`` may have wrapped."""
-    while is_batchedtensor(one):
-        one = get_unwrapped(one)
+    wrapping: Any = torch._C._functorch
+    while wrapping.is_batchedtensor(one):
+        one = wrapping.get_unwrapped(one)
     return forward_ad.unpack_dual(one).tangent is not None
 
 

@@ -180,6 +180,7 @@ def test_a_bias_is_looked_at_as_closely(past):
         assert len(past) == 1
 
 
+@pytest.mark.filterwarnings("ignore:.*jit.script")  # which torch 2.15 itself calls for forward derivatives
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad])
 def test_a_derivative_that_goes_forward_is_refused_in_words(mode):
     """An operator of which nothing is said has none for torch, which would call it zero."""
@@ -193,6 +194,7 @@ def test_a_derivative_that_goes_forward_is_refused_in_words(mode):
             assert layer(x).shape == (2, 20)
 
 
+@pytest.mark.filterwarnings("ignore:.*jit.script")  # which torch 2.15 itself calls for forward derivatives
 def test_a_derivative_by_the_bias_is_refused_and_one_beside_a_mapped_layer_is_not():
     weight, x = pruned(20, 30, 0.5, torch.float32), numbers(2, 30, dtype=torch.float32)
     layer = PackedLinear(pack_dense(weight), nn.Parameter(torch.ones(20))).requires_grad_(False)
