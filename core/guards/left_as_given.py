@@ -13,6 +13,8 @@ from ecoflap.core.guards.untouched import modes_put_back, watched
 _SMALL = 1 << 20
 """Bytes of a parameter that is read for this though its model stays in its files: a norm, a bias."""
 
+_WRITTEN_BY_SAVING = ("architectures", "dtype", "torch_dtype", "transformers_version")
+
 
 class ChangedModelError(ModelError):
     """Says that a part has changed the model in memory, with which nothing more is to be done."""
@@ -85,5 +87,13 @@ def _settings_of(model: nn.Module) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in ("config", "generation_config"):
         settings: dict[str, Any] = getattr(getattr(model, name, None), "to_dict", dict)()
-        found |= {f"{name}.{key}": repr(value) for key, value in settings.items()}
+        found |= {f"{name}.{key}": repr(value) for key, value in _of_users(settings).items()}
     return found
+
+
+def _of_users(settings: Any) -> Any:
+    """Leave out what transformers keeps for itself, and what it writes down where it saves a model."""
+    if not isinstance(settings, dict):
+        return settings
+    kept = (key for key in settings if key not in _WRITTEN_BY_SAVING and not str(key).startswith("_"))
+    return {key: _of_users(settings[key]) for key in kept}

@@ -48,3 +48,9 @@ def test_what_is_put_back_is_none(model):
     with left_as_given("it", model, "Cure.", is_on_disk=False):
         model.config.eps = 0.5
         model.config.eps = 1e-6
+
+
+def test_what_transformers_writes_down_by_itself_is_no_setting(model):
+    with left_as_given("it", model, "Cure.", is_on_disk=False):
+        model.config.architectures, model.config._attn_implementation_autoset = ["Linear"], True
+        model.config.inner["_attn_implementation_autoset"] = True

@@ -195,6 +195,7 @@ def test_a_derivative_that_goes_forward_is_refused_in_words(mode):
 
 
 @pytest.mark.filterwarnings("ignore:.*jit.script")  # which torch 2.15 itself calls for forward derivatives
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # of an operator that vmap maps row by row
 def test_a_derivative_by_the_bias_is_refused_and_one_beside_a_mapped_layer_is_not():
     weight, x = pruned(20, 30, 0.5, torch.float32), numbers(2, 30, dtype=torch.float32)
     layer = PackedLinear(pack_dense(weight), nn.Parameter(torch.ones(20))).requires_grad_(False)
