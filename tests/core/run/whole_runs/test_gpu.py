@@ -31,7 +31,8 @@ METHODS = {
     "wanda_plus_plus": {**UNIFORM, "prune": {"use": "by_metric", "metric": "wanda_plus_plus"}},
     "2:4": {**UNIFORM, "prune": "sparsegpt", "sparsity": None, "pattern": "2:4"},
     "in turn": {**UNIFORM, "prune": "sparsegpt", "sequential": True},
-    "three rounds": {"rounds": 3},
+    # By gradients: a difference of two losses is mostly what either rounds, and a round prunes by the one before it.
+    "three rounds": {"rounds": 3, "score": {"use": "first_order", "samples": 4}},
     "refined": {**UNIFORM, **REFINED},
 }
 
