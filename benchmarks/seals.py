@@ -29,7 +29,6 @@ from torch import nn
 import ecoflap
 from ecoflap import EcoflapError, Pruned, Replay
 from ecoflap.adapters.llama import LlamaAdapter
-from ecoflap.core.export.verify import verify
 from ecoflap.core.model.source import fingerprint, open_source
 from ecoflap.core.planning.plan import Plan
 from ecoflap.core.planning.plan_file import read_plan, read_scores_of
@@ -42,6 +41,7 @@ from ecoflap.core.record.remembered import open_remembered
 from ecoflap.core.record.report import check_lines, read_report
 from ecoflap.core.sealing.sealed_lines import read_lines
 from ecoflap.core.sealing.sums import write_sums
+from ecoflap.core.verifying.verify import verify
 from ecoflap.plugins.pruners.magnitude import Magnitude
 
 WORDS = [f"word{number}" for number in range(60)]

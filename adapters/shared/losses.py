@@ -18,6 +18,10 @@ WITHOUT_CLASSES = "without a classifier it is the inner product of what the mode
 """Why :func:`random_projection` is a loss of no logits."""
 LOGITS_BYTES = 16 * 2**20  # measured on two cores: faster than 8 or 256 MiB, and a sixteenth of the memory
 IGNORED = -100  # transformers' mark of a label that is padding
+_NONE_TO_PREDICT = (
+    "a batch holds no token to predict: its texts are of one token each, or all of their labels are ignored. Give "
+    "samples with more text."
+)
 
 
 def shifted(labels: Int64[Tensor, "rows tokens"]) -> Int64[Tensor, "rows tokens"]:
@@ -37,7 +41,7 @@ def mean_nll(
     real = labels != IGNORED
     targets = labels[real]
     if not len(targets):
-        raise DataError("a batch holds no token to predict.")
+        raise DataError(_NONE_TO_PREDICT)
     # Each term is exact enough in float32; it is their sum that would lose a small difference.
     terms = F.cross_entropy(logits[real].float(), targets, reduction="none", label_smoothing=smoothing)
     return terms.double().mean()
@@ -53,7 +57,7 @@ def mean_nll_in_chunks(
     real = labels != IGNORED
     rows, targets = real.nonzero(as_tuple=True), labels[real]
     if not len(targets):
-        raise DataError("a batch holds no token to predict.")
+        raise DataError(_NONE_TO_PREDICT)
     count = max(1, LOGITS_BYTES // (4 * logits.shape[-1]))
     places = zip(*(axis.split(count) for axis in rows), strict=True)
     terms = [

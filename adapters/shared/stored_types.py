@@ -9,7 +9,7 @@ from safetensors import safe_open
 from torch import nn
 
 from ecoflap.core.disk.safetensors_header import DTYPES
-from ecoflap.core.model.shapes import tensors_of
+from ecoflap.core.model.shapes import saved_tensors
 
 
 def types_in(file: Path | None) -> dict[str, torch.dtype]:
@@ -36,7 +36,7 @@ def take_types(model: nn.Module, types: Mapping[str, torch.dtype]) -> None:
     That changes no number, as the numbers came from these types. A buffer that no checkpoint holds takes the type of
     most of the weights.
     """
-    state = dict(tensors_of(model))
+    state = dict(saved_tensors(model))
     for name, tensor in state.items():
         if tensor.is_floating_point() and name in types:
             tensor.data = tensor.data.to(types[name])

@@ -42,7 +42,7 @@ def fill_groups(
 
 def _check_bounds(lower: Sequence[int], upper: Sequence[int], total: int, names: Sequence[str]) -> None:
     crossed = [
-        f"{name} has to keep at least {low} weights and at most {high}: lower its floor or raise its cap"
+        f"{name} has to keep at least {low} weights and at most {high}, and no count is both"
         for name, low, high in zip(names, lower, upper, strict=True)
         if low > high
     ]
@@ -51,12 +51,12 @@ def _check_bounds(lower: Sequence[int], upper: Sequence[int], total: int, names:
     if sum(lower) > total:
         raise EcoflapError(
             f"the groups have to keep at least {sum(lower)} weights together, but the sparsity leaves only {total}: "
-            "lower the floors or the sparsity"
+            "lower the sparsity"
         )
     if sum(upper) < total:
         raise EcoflapError(
-            f"the groups may keep at most {sum(upper)} weights together, but the sparsity leaves {total}: "
-            "raise the caps or the sparsity"
+            f"the groups may keep at most {sum(upper)} weights together, which is what an earlier round has left of "
+            f"them, but the sparsity leaves {total}: raise the sparsity, or lower that of the earlier round"
         )
 
 

@@ -18,7 +18,8 @@ from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.contracts.records import Batch
 from ecoflap.core.errors import ModelError
-from ecoflap.core.forward.placement import device_of, map_tensors
+from ecoflap.core.forward.nested import map_tensors
+from ecoflap.core.forward.placement import device_of
 
 OwnLoss = Callable[[nn.Module, Batch], Float[Tensor, ""]]
 """What a loss is held against: given a model and a batch, by its own forward and logits."""

@@ -1,6 +1,6 @@
 """What an adapter's save has left in a folder is found again: by name in its files, or by the adapter's own load."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -16,8 +16,8 @@ from ecoflap.core.errors import EcoflapError, FormatError, RunError
 from ecoflap.core.model.parameter_masks import parameter_and_part
 
 _PICKLED = (".pt", ".pth", ".bin")
-_WEIGHTS = (".safetensors", *_PICKLED)
 """Endings of files that ``torch.save`` writes."""
+_WEIGHTS = (".safetensors", *_PICKLED)
 
 _SAVED = (
     "An adapter's save leaves each weight under the name that it has in state_dict(), in a file *.safetensors, or by "
@@ -79,13 +79,21 @@ def read_back(folder: Path, names: Iterable[str], reload: Callable[[], nn.Module
 
 def stored(folder: Path, names: set[str]) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors of these names, as far as the folder's files have them under their names."""
-    for path in sorted(folder.glob("*.safetensors")):
+    kinds = (("*.safetensors",), [f"*{ending}" for ending in _PICKLED])
+    for endings in kinds:
+        for path in sorted(path for ending in endings for path in folder.glob(ending)):
+            yield from stored_in(path, names)
+
+
+def stored_in(path: Path, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of these names that a file of weights has; none of a file of another kind."""
+    if path.suffix == ".safetensors":
         with safe_open(path, framework="pt") as file:
-            for name in sorted(names.intersection(file.keys())):
+            for name in sorted(set(names).intersection(file.keys())):
                 yield name, file.get_tensor(name)
-    for path in sorted(path for ending in _PICKLED for path in folder.glob(f"*{ending}")):
+    elif path.suffix in _PICKLED:
         weights = _pickled(path)
-        for name in sorted(names.intersection(weights)):
+        for name in sorted(set(names).intersection(weights)):
             yield name, weights[name]
 
 

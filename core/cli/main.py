@@ -331,7 +331,7 @@ def verify(
     leave_word_of_sigbus()
     from ecoflap.core.cli.tables import show
     from ecoflap.core.cli.verify_table import verify_table
-    from ecoflap.core.export.verify import verify as checked
+    from ecoflap.core.verifying.verify import verify as checked
 
     found = checked(folder)
     show(verify_table(found))

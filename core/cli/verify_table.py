@@ -1,9 +1,9 @@
 """Make the table that ``ecoflap verify`` prints of a folder that is as it was written."""
 
 from ecoflap.core.cli.tables import Section
-from ecoflap.core.export.verify import Verified
 from ecoflap.core.text.columns import Column
 from ecoflap.core.text.numbers import bytes_text
+from ecoflap.core.verifying.verify import Verified
 
 
 def verify_table(found: Verified) -> list[Section]:

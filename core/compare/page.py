@@ -13,7 +13,6 @@ from ecoflap.core.compare.table import columns_of, markdown, notes, rows, run_ro
 from ecoflap.core.disk.paths import from_here
 from ecoflap.core.disk.whole_files import write_whole
 from ecoflap.core.errors import RunError
-from ecoflap.core.export.comparison_files import DATA, PAGE, UNSEALED, is_as_written, there
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.open_run import refuse_inside_run
 from ecoflap.core.report.drawings import drawn_or_why_not
@@ -23,6 +22,7 @@ from ecoflap.core.sealing.sums import SUMS
 from ecoflap.core.text.columns import Column
 from ecoflap.core.text.strict_yaml import write_yaml
 from ecoflap.core.text.templates import render
+from ecoflap.core.verifying.comparison_files import DATA, PAGE, UNSEALED, is_as_written, there
 
 TEMPLATE = Path(__file__).with_name("templates") / "comparison.html.j2"
 

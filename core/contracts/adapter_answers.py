@@ -10,6 +10,21 @@ from ecoflap.core.contracts.answers import shown
 from ecoflap.core.contracts.blame import PartError, blaming
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.contracts.records import IMAGE, PADDING, Batch
+from ecoflap.core.model.anatomy import Source
+
+
+def loaded_by(adapter: Adapter, source: Source, dtype: torch.dtype | None, device: str) -> nn.Module:
+    """Have an adapter load a model.
+
+    :raises PartError: Where it gives no model.
+    """
+    model: Any = adapter.load(source, dtype, device)
+    if not isinstance(model, nn.Module):
+        raise PartError(
+            f"the adapter {type(adapter).__name__}, loading {source.name}, gave {shown(model)}; its load returns the "
+            f"model, which is an nn.Module"
+        )
+    return model
 
 
 def loss_of(adapter: Adapter, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:

@@ -33,7 +33,7 @@ def blaming(what: str) -> Iterator[None]:
     except (EcoflapError, WayOut, KeyboardInterrupt, GeneratorExit):  # the last is of one that nobody asks on
         raise
     except BaseException as error:  # a part may come from anywhere, raise anything, and end no run of others
-        raise PartError(f"{what} raised {sentence_of(error)}{_place_of(error)}") from error
+        raise PartError(f"{what} raised {sentence_of(error)}{place_of(error)}") from error
 
 
 def blaming_each(
@@ -70,7 +70,7 @@ def sentence_of(error: BaseException) -> str:
     return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
-def _place_of(error: BaseException) -> str:
+def place_of(error: BaseException) -> str:
     """Give the innermost line of the part's own file that what raised was called from, or else the line that raised.
 
     A part's file is that of the first code that is not the engine's: what raised may be a library or the engine itself.
@@ -81,8 +81,13 @@ def _place_of(error: BaseException) -> str:
     if not theirs and error.__cause__ is not None:  # Python itself raises where a generator let a StopIteration out
         theirs = _of_a_part(traceback.extract_tb(error.__cause__.__traceback__))
     if not theirs:
-        theirs = [frame for frame in frames[-1:] if not Path(frame.filename).resolve().is_relative_to(_CORE)]
+        theirs = [frame for frame in frames[-1:] if not _is_nobodys(frame.filename)]
     return "".join(f" It happened in {Path(at.filename).name}:{at.lineno}, {at.name}." for at in theirs[-1:])
+
+
+def _is_nobodys(file: str) -> bool:
+    """Say whether code is the engine's, or what Python imports by, of which a line says nothing."""
+    return file.startswith("<frozen ") or Path(file).resolve().is_relative_to(_CORE)
 
 
 def _of_a_part(frames: Sequence[traceback.FrameSummary]) -> list[traceback.FrameSummary]:

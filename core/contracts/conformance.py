@@ -58,6 +58,9 @@ def contract_problems(kind: str, part: Any, parameters: Collection[str]) -> Iter
     """
     if kind not in KINDS:
         raise RegistryError(unknown("kind of part", kind, tuple(KINDS)))
+    if isinstance(part, type):
+        yield f"{part.__name__} is a class, and a part is one of its instances: give {part.__name__}(…). {_page(kind)}"
+        return
     yield from _missing(kind, part)
     yield from _called_otherwise(kind, part)
     yield from _near_misses(kind, part, parameters)
@@ -233,7 +236,8 @@ def _wrong_values(kind: str, part: Any) -> Iterator[str]:
         except ValidationError as error:
             detail = error.errors(include_url=False)[0]
             message = detail["msg"].replace("Input should be", "should be")
-            yield f"its member {name} {message}, not {shown(value)}. {_page(kind)}"
+            comma = f": ({value.__name__},)" if name == "needs" and isinstance(value, type) else ""
+            yield f"its member {name} {message}{comma}, not {shown(value)}. {_page(kind)}"
 
 
 def _impossible_values(kind: str, part: Any) -> Iterator[str]:

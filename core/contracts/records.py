@@ -139,7 +139,7 @@ class Answered(NamedTuple):
 class Mended(NamedTuple):
     """Says how far a pruner that mends another one's choice of a layer's weights came, on the calibration data.
 
-    :param by: The verb of what mends: ``refit``, ``swap``.
+    :param by: What mends: ``refit``, ``swap``, ``dsnot``.
     :param before: The error of the inner pruner's weights, a share of what the layer puts out.
     :param after: The same of the weights that it found.
     :param is_kept: False where these were worse, so that the inner pruner's weights stay.

@@ -8,14 +8,12 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from ecoflap.core.contracts.events import RunFinished, RunStarted
 from ecoflap.core.contracts.protocols import Adapter, PrunedModel
 from ecoflap.core.contracts.records import Batch
 from ecoflap.core.disk.paths import from_here
-from ecoflap.core.dtypes import dtype_name
 from ecoflap.core.errors import RecipeError, RunError
 from ecoflap.core.export.exports import export_names, is_exported, is_recorded, manifests
 from ecoflap.core.export.stage import export_all, exported_bytes, provenance_of
@@ -31,7 +29,7 @@ from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import CalibrationKeys, Recipe
 from ecoflap.core.record.evaluations import STAGES, Evaluation, measures_of
 from ecoflap.core.record.folder import RunFolder
-from ecoflap.core.record.identity import ARITHMETIC, CALIBRATION_DATA
+from ecoflap.core.record.identity import CALIBRATION_DATA, held_in_by
 from ecoflap.core.record.open_run import open_run, require_pruned, unfinished
 from ecoflap.core.record.readback import masks_as_planned
 from ecoflap.core.record.recorded_recipe import RecordedRecipe, is_recordable
@@ -225,12 +223,14 @@ class Reading:
     log: RunLog
     accept: bool
 
-    def batches(self, keys: CalibrationKeys, adapter: Adapter, model: nn.Module) -> Sequence[Batch]:
+    def batches(self, keys: CalibrationKeys, seed: int, adapter: Adapter, model: nn.Module) -> Sequence[Batch]:
         """Give the batches, from where the run's recipe says they are.
 
+        :param seed: The recipe's.
         :raises RunError: Where they are not those that the model was pruned by.
         """
-        data, what = Calibration.read(keys, adapter, model, self.log.note_of(keys.data.use)), CALIBRATION_DATA
+        note, what = self.log.note_of(keys.data.use), CALIBRATION_DATA
+        data = Calibration.read(keys, seed, adapter, model, note)
         now = data.fingerprint(model)
         before = self.folder.read_fingerprints().get(what, now)
         if before != now and not self.accept:
@@ -260,9 +260,9 @@ def _pruned(
     plan = read_plan(folder.plan)
     masks, known = masks_as_planned(folder.masks, plan), provenance_of(folder, wanted.plain, plan, measures)
     keys = recipe.calibration
-    batches = None if keys is None else partial(reading.batches, keys, adapter, model)
-    is_wide = folder.read_fingerprints().get(ARITHMETIC) == dtype_name(torch.float32)
-    return PrunedModel(model, adapter, masks, known, batches, offloaded, torch.float32 if is_wide else None)
+    batches = None if keys is None else partial(reading.batches, keys, recipe.seed, adapter, model)
+    held_in = held_in_by(folder.read_fingerprints())
+    return PrunedModel(model, adapter, masks, known, batches, offloaded=offloaded, held_in=held_in)
 
 
 def _exported(folder: RunFolder, recipe: Recipe, but: str = "") -> dict[str, Any]:

@@ -12,7 +12,7 @@ from ecoflap.core.contracts.protocols import PrunedModel
 from ecoflap.core.disk.whole_files import sha256_of, whole_folder
 from ecoflap.core.disk.write_errors import explained
 from ecoflap.core.errors import FormatError, RunError
-from ecoflap.core.export.exported import check_exported
+from ecoflap.core.export.exporter_answer import check_exported
 from ecoflap.core.export.surroundings import is_weights
 from ecoflap.core.export.write_manifest import RunOrigin, deflated_share, describe_files, write_manifest
 from ecoflap.core.guards.left_as_given import left_as_given
@@ -22,6 +22,7 @@ from ecoflap.core.record.manifest import MANIFEST, Manifest, ManifestFile, Manif
 from ecoflap.core.sealing.sealed_text import write_sealed_json
 from ecoflap.core.sealing.sums import write_sums
 from ecoflap.core.sealing.validation import read_validated
+from ecoflap.core.seeding import seed_for, seeded
 
 _CURE = (
     "Other exports are written of the same model. Have it work on a copy: "
@@ -107,7 +108,7 @@ def export(
     with whole_folder(folder / name) as inside:
         who = f"the exporter {part.use}"
         left = left_as_given(who, pruned.model, _CURE, is_on_disk=pruned.offloaded)
-        with left, blaming(who), explained(folder / name, inside):
+        with left, blaming(who), explained(folder / name, inside), seeded(seed_for(0, "export")):
             answered = part.built(pruned, inside)
         written = check_exported(answered, inside, part.use)
         # Hashed once: manifest, list and record say the same of a file that may be larger than memory.

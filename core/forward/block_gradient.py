@@ -9,7 +9,8 @@ from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 from ecoflap.core.errors import ModelError
-from ecoflap.core.forward.placement import requiring_grad, tensors_in
+from ecoflap.core.forward.nested import tensors_in
+from ecoflap.core.forward.placement import requiring_grad
 from ecoflap.core.forward.walk import BlockCall
 from ecoflap.core.model.anatomy import Block, Layer
 

@@ -17,10 +17,11 @@ from ecoflap.core.contracts.records import PADDING, Statistics
 from ecoflap.core.errors import ModelError, NotFiniteError
 from ecoflap.core.forward.block_gradient import add_gradients, with_gradients
 from ecoflap.core.forward.capture import Picked
-from ecoflap.core.forward.placement import map_tensors
+from ecoflap.core.forward.nested import map_tensors
 from ecoflap.core.forward.unfed import refuse_unfed
 from ecoflap.core.forward.walk import BlockWatch, Finished
-from ecoflap.core.guards.untouched import writes
+from ecoflap.core.guards.untouched import watched, writes
+from ecoflap.core.machine.part_code import is_ours
 from ecoflap.core.model.anatomy import Block, Layer
 from ecoflap.core.ranks.ranks import Ranks
 from ecoflap.core.ranks.shares import owners
@@ -347,9 +348,12 @@ def _made_of(kind: type[Any], in_features: int, device: torch.device) -> Any:
 def _feed(statistic: Any, how: str, given: Float[Tensor, "..."]) -> None:
     """Let a statistic add what the model itself goes on with, and refuse one that writes into it."""
     before = writes(given)
+    # Bits are read for those of others alone: ours write in no way that PyTorch does not count.
+    is_read = given.device.type == "cpu" and not is_ours(type(statistic))
+    written_since = watched({how: given} if is_read else {}, counting=False)
     with blaming(_called(statistic)):
         getattr(statistic, how)(given)
-    if writes(given) != before:
+    if writes(given) != before or written_since():
         raise ModelError(
             f"{_called(statistic)} wrote into what {how} is given to look at, and the model goes on with. Have it "
             f"write into what it has made itself: inputs.abs() and not inputs.abs_()"

@@ -20,10 +20,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ecoflap.core.errors import ModelError
 from ecoflap.core.forward.capture import Matrices, linear_seen
-from ecoflap.core.forward.noise import GeneratorStates
-from ecoflap.core.forward.placement import Placement, tensors_in, tensors_of
+from ecoflap.core.forward.nested import tensors_in
+from ecoflap.core.forward.placement import Placement, tensors_of
 from ecoflap.core.forward.walk import BlockWatch, Finished
 from ecoflap.core.model.anatomy import Block, Layer
+from ecoflap.core.seeding import GeneratorStates
 
 
 class Begun(BlockWatch):

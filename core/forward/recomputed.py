@@ -16,7 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ecoflap.core.disk.on_disk import matrix_on_disk
 from ecoflap.core.errors import ModelError
-from ecoflap.core.forward.placement import map_tensors, replaced_forwards
+from ecoflap.core.forward.nested import map_tensors
+from ecoflap.core.forward.placement import replaced_forwards
 from ecoflap.core.model.anatomy import Block
 
 

@@ -22,13 +22,13 @@ from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.contracts.records import Batch, LayerPlace
 from ecoflap.core.errors import ModelError
 from ecoflap.core.forward.capture import without_fast_path
-from ecoflap.core.forward.noise import seed_for, seeded
 from ecoflap.core.forward.placement import HeldBlocks, Placement, outside_blocks, tensors_of
 from ecoflap.core.forward.records import Record, Records, kept_in
 from ecoflap.core.forward.walk import BlockCall, BlockWatch, CallsSeen, GivenSeen, Walk
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer
 from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.core.ranks.shares import spans_dealt, spans_of
+from ecoflap.core.seeding import seed_for, seeded
 
 Value = TypeVar("Value")
 Own = TypeVar("Own", bound="RecordedModel")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ecoflap.core.disk.on_disk import OnDisk, lies_on_disk, on_disk
 from ecoflap.core.errors import ModelError
-from ecoflap.core.forward.placement import map_tensors, tensors_in
+from ecoflap.core.forward.nested import map_tensors, tensors_in
 from ecoflap.core.model.anatomy import Block
 
 

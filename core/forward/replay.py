@@ -17,13 +17,14 @@ from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.protocols import GradientStatistic, LossStatistic
 from ecoflap.core.contracts.records import Statistics, TokenChoice
-from ecoflap.core.errors import NotFiniteError
+from ecoflap.core.errors import ModelError, NotFiniteError
 from ecoflap.core.forward.block_gradient import turned
 from ecoflap.core.forward.capture import watching, without_fast_path
 from ecoflap.core.forward.gradients import kept_gradients, saved_bytes, stream_gradients
+from ecoflap.core.forward.nested import numbers_in, times_as_large
 from ecoflap.core.forward.observation import Observation, Observed
 from ecoflap.core.forward.paused import Begun, PausedForwards, ProductsSeen, may_pause
-from ecoflap.core.forward.placement import added, numbers_in, times_as_large
+from ecoflap.core.forward.placement import added
 from ecoflap.core.forward.recorded_model import RecordedModel
 from ecoflap.core.model.anatomy import Layer
 from ecoflap.core.statistics.few_tokens import few_among
@@ -87,8 +88,9 @@ class Replay(RecordedModel):
         """
         asked = self.anatomy.layers_of[self.blocks[i].name] if layers is None else layers
         of_loss = [need for need in needs if issubclass(need, LossStatistic)]
-        if any(need not in self._loss_statistics.get(layer.name, {}) for layer in asked for need in of_loss):
-            self.keep_loss_gradients([layer for _, layer in self.anatomy.layers()], of_loss)
+        there = [self._loss_statistics.get(layer.name, Statistics()) for layer in asked]
+        if missing := [need for need in of_loss if any(need not in seen for seen in there)]:
+            self.keep_loss_gradients([layer for _, layer in self.anatomy.layers()], missing)
         others = [need for need in needs if need not in of_loss]
         if of_loss and not others:
             taken = {layer.name: self._loss_statistics[layer.name] for layer in asked}
@@ -118,7 +120,11 @@ class Replay(RecordedModel):
         )
         with wide:
             folder = folder or self._keep_in
-            self._loss_statistics |= kept_gradients(wide.gradients, layers, needs, folder, len(self.batches))
+            found = kept_gradients(wide.gradients, layers, needs, folder, len(self.batches))
+        for name, taken in found.items():  # others of a layer, which were taken before, stay
+            self._loss_statistics[name] = Statistics(
+                {**self._loss_statistics.get(name, {}), **taken}, is_fed=taken.is_fed
+            )
 
     def _observed(
         self,
@@ -232,6 +238,11 @@ class Replay(RecordedModel):
 
         :param batches: Numbers of own batches; None for all batches.
         """
+        if not self.batches:
+            raise ModelError(
+                "replay.loss was asked for, and there are no batches: this part says data = False. Leave that out, and "
+                "the recipe's calibration data are given"
+            )
         numbers = self.own if batches is None else batches
         losses = [self._forward(number, first=i, last=None).detach().to("cpu", torch.float64) for number in numbers]
         if batches is None:
@@ -248,6 +259,10 @@ class Replay(RecordedModel):
     @contextmanager
     def perturbed(self, layer: Layer, delta: Float[Tensor, "out in"]) -> Iterator[None]:
         """Hold ``weight + delta`` in ``dtype``'s precision; afterwards the weight is the same tensor, bit for bit."""
+        if tuple(delta.shape) != layer.shape:  # torch would add one row to all
+            raise ModelError(
+                f"replay.perturbed was given a tensor of {tuple(delta.shape)} for {layer.name}, which is {layer.shape}"
+            )
         parameter, original = layer.parameter, layer.parameter.data
         wide = original.dtype if self.dtype is None else torch.promote_types(original.dtype, self.dtype)
         self._perturbed.append(layer.name)

@@ -25,15 +25,24 @@ def untouched(who: str, weight: Tensor, seen: Statistics) -> Iterator[None]:
     :param who: The part, for the message.
     :raises ModelError: With what was written into.
     """
-    given = {"the weights": weight}
+    given, members = {"the weights": weight}, list[tuple[str, Any, str, Tensor]]()
     if seen.dense_weight is not None and seen.dense_weight is not weight:
         given["the dense weights"] = seen.dense_weight
     for kind, statistic in seen.items():
-        members = getattr(statistic, "__dict__", {}).items()
-        given |= {f"{kind.__name__}.{name}": one for name, one in members if name[0] != "_" and isinstance(one, Tensor)}
+        offered = [(name, one) for name, one in getattr(statistic, "__dict__", {}).items() if name[0] != "_"]
+        members += [
+            (f"{kind.__name__}.{name}", statistic, name, one) for name, one in offered if isinstance(one, Tensor)
+        ]
+    given |= {called: one for called, _, _, one in members}
     cure = "Have it write into what it has made itself: weight.abs().mul_(…) and not weight.abs_().mul_(…)"
     with unwritten(who, given, cure, counting=True):
         yield
+    replaced = [called for called, statistic, name, one in members if getattr(statistic, name, None) is not one]
+    if replaced:  # another tensor; what was None or counts is a statistic's own to fill in
+        raise ModelError(
+            f"{who} has put something else in the place of {first_of(replaced, 3)}, which others look at next. "
+            f"Have it keep what it makes in a variable of its own"
+        )
 
 
 @contextmanager

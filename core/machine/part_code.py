@@ -7,16 +7,23 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from fractions import Fraction
 from hashlib import sha256
 from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec
-from pathlib import Path
-from types import ModuleType
+from pathlib import Path, PurePath
+from types import CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple
+
+import torch
 
 from ecoflap.core.disk.whole_files import sha256_of
 
 _CODE = (".py", *EXTENSION_SUFFIXES)
 _NOT_OURS = frozenset(("__pycache__", "site-packages", "node_modules"))
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), Fraction, PurePath, torch.dtype)
+_DEEPEST = 8
+"""How far values are followed that hold others, which may hold themselves."""
 
 
 class PartCode(NamedTuple):
@@ -40,20 +47,35 @@ def code_of_parts(used: Iterable[Callable[..., Any]]) -> dict[str, PartCode]:
     """Return what all code is that is used and comes with neither ecoflap nor Python.
 
     Of a module that is in no package it is its file, and of a package all of its modules, for parts share some. Of what
-    a script or a notebook defines it is that class or function: what stands beside it is no part. Nothing is said of
-    what no file or cell is known of.
+    a script or a notebook defines it is that class or function: what stands beside it is no part. One that was made in
+    a function is told from others of its name by what it has from there.
 
     :param used: What makes the parts that are used.
     :return: By the module's name or the package's; in a script by its own.
     """
     found: dict[str, PartCode] = {}
     for one in used:
-        top = str(getattr(one, "__module__", "")).partition(".")[0]
-        name = str(getattr(one, "__qualname__", top)) if top == "__main__" else top
-        if top not in {"ecoflap", *sys.stdlib_module_names} and name not in found:
+        if is_ours(one) or _top_of(one) in sys.stdlib_module_names:
+            continue
+        top, qualname = _top_of(one), str(getattr(one, "__qualname__", ""))
+        name = qualname or top if top == "__main__" else top
+        if name not in found:
             code = _written(one) if top == "__main__" else _imported(top)
             found |= {} if code is None else {name: code}
+        if "<locals>" in qualname:
+            key, around = f"{one.__module__}:{qualname}", _around(one)
+            others = found[key].sha256 if key in found else ""  # one function may make several parts of a run
+            found[key] = PartCode(f"what {qualname} has from the function that made it", _sum_of_text(others + around))
     return found
+
+
+def is_ours(one: object) -> bool:
+    """Say whether a class or function, or a part's class, comes with ecoflap."""
+    return _top_of(one) == "ecoflap"
+
+
+def _top_of(one: object) -> str:
+    return str(getattr(one, "__module__", "")).partition(".")[0]
 
 
 def digests_of(found: Mapping[str, PartCode]) -> dict[str, str]:
@@ -98,11 +120,11 @@ def _sum_of(files: Mapping[str, Path]) -> str:
 
 
 def _written(one: Callable[..., Any]) -> PartCode | None:
-    """Give what a script or a notebook says of a class or function; None where that cannot be read, as of a prompt.
+    """Give what a script or a notebook says of a class or function; of what was typed and cannot be read, what it runs.
 
     Of a class in a notebook Python finds no file, and its functions are what there is to read.
     """
-    inside = [value for value in vars(one).values() if inspect.isfunction(value)] if isinstance(one, type) else []
+    inside = _functions_of(one) if isinstance(one, type) else []
     for parts in ([one], inside):
         try:
             text = "".join(map(inspect.getsource, parts))
@@ -110,5 +132,60 @@ def _written(one: Callable[..., Any]) -> PartCode | None:
         except (OSError, TypeError):
             continue
         if text:
-            return PartCode(file or "a script", sha256(text.encode()).hexdigest())
-    return None
+            return PartCode(file or "a script", _sum_of_text(text))
+    run = "".join(map(_run_by, _functions_of(one)))
+    return PartCode("what was typed", _sum_of_text(run)) if run else None
+
+
+def _functions_of(one: object) -> list[FunctionType]:
+    """Give the functions that a class defines, those of its properties too; of a function itself."""
+    values = vars(one).values() if isinstance(one, type) else [one]
+    found = (getattr(value, "fget", None) or getattr(value, "__func__", value) for value in values)
+    written = (function for function in found if inspect.isfunction(function))
+    return [function for function in written if function.__code__.co_filename != "<string>"]  # which dataclasses makes
+
+
+def _around(one: Callable[..., Any]) -> str:
+    """Write out what a class or function has from the function around it: names, and attributes of a class."""
+    attributes = vars(one).items() if isinstance(one, type) else ()
+    own = {name: _told(value) for name, value in attributes if not (name.startswith("__") or callable(value))}
+    taken = {line for function in _functions_of(one) for line in _cells_of(function, _DEEPEST)}
+    return "\n".join([*(f"{name}: {told}" for name, told in sorted(own.items())), *sorted(taken)])
+
+
+def _cells_of(function: FunctionType, depth: int) -> Iterator[str]:
+    """Write out what each name of the function around stands for that a function uses."""
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        if name != "__class__":
+            with suppress(ValueError):  # it is set later
+                yield f"{name} = {_told(cell.cell_contents, depth)}"
+
+
+def _told(value: Any, depth: int = _DEEPEST) -> str:
+    """Write out a value such that each process writes the same; of what has no lasting text its type alone."""
+    if isinstance(value, _PLAIN):
+        return repr(value)
+    if depth:
+        if isinstance(value, tuple | list):
+            return f"[{', '.join(_told(one, depth - 1) for one in value)}]"
+        if isinstance(value, set | frozenset):  # whose order is another in each process
+            return f"{{{', '.join(sorted(_told(one, depth - 1) for one in value))}}}"
+        if isinstance(value, dict):
+            pairs = (f"{_told(name, depth - 1)}: {_told(one, depth - 1)}" for name, one in value.items())
+            return f"{{{', '.join(pairs)}}}"
+        if inspect.isfunction(value):
+            return _run_by(value, depth - 1)
+        if isinstance(value, CodeType):
+            names = f"{value.co_names} {value.co_varnames}"
+            return f"{value.co_code.hex()} {names} {_told(value.co_consts, depth - 1)}"
+    return f"a {type(value).__qualname__}"
+
+
+def _run_by(function: FunctionType, depth: int = _DEEPEST) -> str:
+    """Write out what Python runs as a function, and nothing of where it stands."""
+    parts = (function.__defaults__, function.__kwdefaults__, function.__code__)
+    return " ".join([*(_told(one, depth) for one in parts), *(_cells_of(function, depth) if depth else ())])
+
+
+def _sum_of_text(text: str) -> str:
+    return sha256(text.encode(errors="backslashreplace")).hexdigest()

@@ -23,7 +23,7 @@ class ShapeDifference:
     count: int
 
 
-def tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def saved_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield what a model's state dict has as the model itself has it: parameters and the buffers that are saved.
 
     A state dict decodes weights that are packed; here they are left out.

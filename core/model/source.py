@@ -30,8 +30,11 @@ from ecoflap.core.model.split_ggufs import joined_gguf, split_ggufs
 from ecoflap.core.sealing.sealed import flat
 from ecoflap.core.sealing.sums import check_listed
 
-WEIGHTS = ("*.safetensors", "*pytorch_model*.bin", "*.gguf", "*.pth")
+WEIGHTS = ("*.safetensors", "*pytorch_model*.bin", "*.gguf", "*.pth", "*.pt")
 """Names of files with weights. Those of the first kind that a folder holds are the model's."""
+
+_OF_TRAINING = ("optimizer", "scheduler", "scaler", "rng_state")
+"""What names of files begin with that a training leaves beside a model, and are no weights."""
 
 SETTINGS = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
 """Names of the other files that a model and its processor are loaded from."""
@@ -111,7 +114,8 @@ def weight_files(source: Source) -> list[Path]:
         return []
     if source.path.is_file():
         return [source.path]
-    kinds = ([source.path / name for name in source.files if fnmatch(name, pattern)] for pattern in WEIGHTS)
+    names = [name for name in source.files if not Path(name).name.startswith(_OF_TRAINING)]
+    kinds = ([source.path / name for name in names if fnmatch(name, pattern)] for pattern in WEIGHTS)
     return next((files for files in kinds if files), [])
 
 

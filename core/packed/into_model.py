@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ecoflap.core.disk.safetensors_header import DTYPES
 from ecoflap.core.errors import ModelError, first_of
 from ecoflap.core.model.anatomy import Source
-from ecoflap.core.model.shapes import first_difference, shapes_of, tensors_of
+from ecoflap.core.model.shapes import first_difference, saved_tensors, shapes_of
 from ecoflap.core.model.source import weight_files
 from ecoflap.core.packed.contents import Entry
 from ecoflap.core.packed.packing import ATTRIBUTE, Packing
@@ -167,7 +167,7 @@ def _refuse_other_ties(model: nn.Module, path: Path, names: Mapping[str, list[st
     """Refuse a file that has two weights where the model has one: one of the two would be lost in silence."""
     first = {name: leader for leader, group in names.items() for name in group}
     seen: dict[int, str] = {}
-    for name, tensor in tensors_of(model):
+    for name, tensor in saved_tensors(model):
         leader = seen.setdefault(id(tensor), first[name])
         if leader != first[name]:
             raise ModelError(f"{path} stores {leader} and {first[name]} apart, which are one weight in this model.")

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from ecoflap.core.contracts.adapter_answers import loaded_by
 from ecoflap.core.contracts.blame import blaming, sentence_of
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.disk.paths import from_here
@@ -88,7 +89,8 @@ def load_model(
         elif adapter is None:
             model = _adapter_of(source).load(_without_processor(source), kept_in, device)
         else:
-            model = adapter.load(source, kept_in, device)
+            with blaming(f"the adapter {type(adapter).__name__}, loading {source.name},"):
+                model = loaded_by(adapter, source, kept_in, device)
     model = model.eval()
     if weights == "packed" and elsewhere:
         run_two_four(model)
@@ -107,7 +109,7 @@ def _loaded_by_named(name: str, source: Source, dtype: torch.dtype | None, devic
         )
     adapter = adapter_named(name, load_registry())
     with refusing_misfit(adapter, name, source, "adapter"), blaming(f"the adapter {name}, loading {source.name},"):
-        return adapter.load(_without_processor(source), dtype, device)
+        return loaded_by(adapter, _without_processor(source), dtype, device)
 
 
 def _without_processor(source: Source) -> Source:

@@ -19,6 +19,7 @@ from ecoflap.core.contracts.records import Estimate, Granularity, TokenChoice
 from ecoflap.core.errors import EcoflapError, ModelError
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer
 from ecoflap.core.planning.scores import Scores
+from ecoflap.core.seeding import seed_for, seeded
 
 SHARED = "model"
 """The name of the pool of all layers that have no sparsity of their own."""
@@ -144,18 +145,21 @@ def make_plan(
     granularity: Granularity,
     scores: Scores | None,
     before: Plan | None = None,
+    seed: int = 0,
 ) -> Plan:
     """Make the plan of each pool on its own.
 
     :param scores: None for an allocator that looks at none.
     :param before: The plan of the round before, of which no layer keeps more: that is the cap of each group.
+    :param seed: Of what the allocator draws from the global generators: the recipe's.
     """
     layers: dict[str, PlannedLayer] = {}
     groups: dict[str, PlannedGroup] = {}
-    for pool in pools:
-        for name, members, group in _budgeted(pool, allocator, granularity, scores, before):
-            groups[name] = group
-            layers |= members
+    with seeded(seed_for(seed, "allocate")):
+        for pool in pools:
+            for name, members, group in _budgeted(pool, allocator, granularity, scores, before):
+                groups[name] = group
+                layers |= members
     return Plan(layers, groups)
 
 
@@ -238,7 +242,10 @@ def _scored_sizes(inside: Sequence[tuple[Block, Layer]], scores: Scores) -> dict
 def _checked_keeps(name: str, groups: Sequence[Group], keep: int, kept: Sequence[Any]) -> Sequence[int]:
     """Hold an allocator to its contract: whole numbers within each group's bounds, which sum to the budget."""
     if not isinstance(kept, Sequence) or not all(isinstance(count, int) for count in kept):
-        raise EcoflapError(f"the allocator {name} answered {shown(kept)}; a list of whole numbers is wanted")
+        raise EcoflapError(
+            f"the allocator {name} answered {shown(kept)}; a list of Python's whole numbers is wanted, as "
+            f"[int(count) for count in …] and a tensor's or an array's .tolist() are"
+        )
     if len(kept) != len(groups) or sum(kept) != keep:
         raise EcoflapError(
             f"the allocator {name} keeps {shown(sum(kept))} weights in {len(kept)} groups; it was asked for {keep} in "

@@ -32,6 +32,7 @@ from ecoflap.core.planning.scores import (
 from ecoflap.core.ranks.ranks import Ranks
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.sealing.sealed_lines import append_line, read_lines
+from ecoflap.core.seeding import seed_for, seeded
 from ecoflap.core.statistics.few_tokens import warning_of_few
 
 
@@ -61,7 +62,8 @@ def score_layers(
     told, earlier = set[str](), frozenset(done)
     if remaining:
         asked = [layer for _, layer in layers] if scorer.options.together else remaining
-        for name, score in _asked(scorer, replay, asked):
+        begins_behind = "" if scorer.options.together else next(reversed(done), "")
+        for name, score in _asked(scorer, replay, asked, begins_behind):
             _require_wanted(scorer.use, name, names, unit)
             if name in earlier:  # by an earlier process; a scorer need not look at which layers it was given
                 continue
@@ -109,22 +111,45 @@ def _kept(name: str, score: Score, file: Path, ranks: Ranks) -> KeptScore:
     return score
 
 
-def _asked(scorer: PartSpec, replay: Replay, layers: Sequence[Layer]) -> Iterator[tuple[str, Score]]:
-    """Ask a scorer, and name it where its code raises or yields something else than names with scores."""
+def _asked(
+    scorer: PartSpec, replay: Replay, layers: Sequence[Layer], begins_behind: str
+) -> Iterator[tuple[str, Score]]:
+    """Ask a scorer, and name it where its code raises or yields something else than names with scores.
+
+    :param begins_behind: The name behind whose score it goes on; empty where it begins.
+    """
     who = f"the scorer {scorer.use}"
-    with blaming(who):
+    with blaming(who), seeded(seed_for(replay.seed, "score")):
         answers: Any = scorer.built(replay, layers)
     if not isinstance(answers, Iterable):
         raise ModelError(f"{who} returned {shown(answers)}; it yields pairs of a name and a score")
     where = ", at its first answer"
+    drawn = _drawn_alike(answers, replay.seed, begins_behind)
     try:
-        for answer in blaming_each(who, answers, lambda _, answer: f"{_behind(answer[0])},"):
+        for answer in blaming_each(who, drawn, lambda _, answer: f"{_behind(answer[0])},"):
             if not isinstance(answer, tuple) or len(answer) != 2 or not isinstance(answer[0], str):
                 raise ModelError(f"{who} gave {shown(answer)}; it yields pairs of a name and a score")
             yield answer
             where = _behind(answer[0])
     except CurveError as error:
         raise ModelError(*(f"{who}{where}: {problem}" for problem in error.problems)) from error
+
+
+def _drawn_alike(answers: Iterable[Any], seed: int, behind: str) -> Iterator[Any]:
+    """Yield a scorer's answers; what it draws from the global generators for one depends on which it gave before it.
+
+    So a run that was cut off draws for a layer what an unbroken one does.
+    """
+    with seeded(seed_for(seed, "score")):
+        iterator = iter(answers)
+    while True:
+        with seeded(seed_for(seed, "score", behind)):
+            try:
+                answer = next(iterator)
+            except StopIteration:
+                return
+        yield answer
+        behind = answer[0]  # whoever asks for the next has seen that it is a name
 
 
 def _behind(name: str) -> str:

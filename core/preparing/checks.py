@@ -315,7 +315,7 @@ def _plan_problems(prepared: Prepared) -> Iterator[str]:
         where = recipe.allocated_at if allocator is recipe.allocate else f"{recipe.allocated_at}: {label}"
         try:
             with blaming(f"the allocator {allocator.use}"):
-                plans.append(make_plan(pools, allocator.built, "layer", None))
+                plans.append(make_plan(pools, allocator.built, "layer", None, seed=recipe.seed))
         except EcoflapError as error:
             yield from (f"{where}: {problem}" for problem in error.problems)
     yield from emptying_shares(prepared.pools, None if recipe.takes_scores else next(iter(plans), None))

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from ecoflap.core.contracts.adapter_answers import loaded_by
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.errors import EcoflapError, ModelError, RecipeError
 from ecoflap.core.model.anatomy import Anatomy
@@ -68,7 +69,7 @@ def prepare(
         refusing_misfit(adapter, recipe.model.adapter_name, source),
         blaming(f"the adapter {type(adapter).__name__}, taking {source.name} apart,"),
     ):
-        weightless = model if model is not None else adapter.load(source, None, "meta")
+        weightless = model if model is not None else loaded_by(adapter, source, None, "meta")
         anatomy = Anatomy.of(adapter.towers(weightless), adapter.layers, recipe.included)
         if model is not None:
             refuse_computed(anatomy)
@@ -114,7 +115,7 @@ def _check_config(prepared: Prepared, config: Path) -> None:
         kinds = [one.config.get("model_type", "unknown") for one in (prepared.source, source)]
         raise ModelError(f"model.config: {prepared.source.name} is a {kinds[0]!r}, and {config} is of a {kinds[1]!r}.")
     with blaming(f"the adapter {type(adapter).__name__}, taking {config} apart,"):
-        towers = adapter.towers(adapter.load(source, None, "meta"))
+        towers = adapter.towers(loaded_by(adapter, source, None, "meta"))
         planned = Anatomy.of(towers, adapter.layers, prepared.recipe.included)
     there, here = ({layer.name: layer.shape for _, layer in one.layers()} for one in (prepared.anatomy, planned))
     differing = [name for name in dict.fromkeys([*there, *here]) if there.get(name) != here.get(name)]

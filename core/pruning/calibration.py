@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import islice
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,11 @@ from ecoflap.core.contracts.blame import blaming, blaming_each
 from ecoflap.core.contracts.protocols import Adapter, Note
 from ecoflap.core.contracts.records import Batch, Sample
 from ecoflap.core.errors import DataError
-from ecoflap.core.forward.placement import batch_on
+from ecoflap.core.forward.nested import batch_on
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import CalibrationKeys
 from ecoflap.core.sealing.sealed import hash_of
+from ecoflap.core.seeding import seed_for, seeded
 
 _WHOLE = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 """Types of a text's tokens."""
@@ -37,14 +39,15 @@ class Calibration:
     adapter: Adapter
 
     @classmethod
-    def read(cls, keys: CalibrationKeys, adapter: Adapter, model: nn.Module, note: Note) -> "Calibration":
+    def read(cls, keys: CalibrationKeys, seed: int, adapter: Adapter, model: nn.Module, note: Note) -> "Calibration":
         """Read the samples of a recipe's calibration.
 
+        :param seed: The recipe's.
         :param model: The data need its tokenizer and its longest text.
         :param note: Takes sentences of the dataset, such as how many samples were passed over.
         :raises DataError: Where there is none.
         """
-        samples = read_samples(keys.data, adapter, model, note)
+        samples = read_samples(keys.data, adapter, model, note, seed=seed)
         if not samples:
             raise DataError("the calibration data has no samples")
         return cls(samples, keys.batch_size, adapter)
@@ -88,13 +91,20 @@ class Calibration:
 
 
 def read_samples(
-    data: PartSpec, adapter: Adapter, model: nn.Module, note: Note, most: int | None = None
+    data: PartSpec, adapter: Adapter, model: nn.Module, note: Note, most: int | None = None, seed: int = 0
 ) -> tuple[Sample, ...]:
     """Read a dataset's samples.
 
     :param most: How many of them, from the first; None for all.
+    :param seed: Of what it draws from the global generators.
     """
-    who = f"the dataset {data.use}"
+    with seeded(seed_for(seed, "samples")):
+        return _read_samples(f"the dataset {data.use}", data, adapter, model, note, most)
+
+
+def _read_samples(
+    who: str, data: PartSpec, adapter: Adapter, model: nn.Module, note: Note, most: int | None
+) -> tuple[Sample, ...]:
     with blaming(who):
         read = data.built(adapter, model, note)
         # By __getitem__ alone Python iterates over torch's own datasets.
@@ -114,8 +124,24 @@ def _each_checked(who: str, samples: Iterable[Any]) -> Iterator[Sample]:
                 f"{who} gave a Sample whose tokens are {shown(sample.tokens)}; they are a tensor of one dimension, of "
                 f"whole numbers, as torch.tensor([3, 17, 5]) is, and tokenizer(text, return_tensors='pt').input_ids[0]"
             )
+        if wrong := _wrong_in(sample):
+            raise DataError(f"{who} gave a Sample whose {wrong}")
         # Its own tokens: a dataset may fill one tensor again and again.
-        yield sample if sample.tokens is None else replace(sample, tokens=sample.tokens.clone())
+        tokens = None if sample.tokens is None else sample.tokens.clone()
+        yield replace(sample, tokens=tokens, label=None if sample.label is None else int(sample.label))
+
+
+def _wrong_in(sample: Sample) -> str | None:
+    """Say which member of a sample is of another kind than the contract has; None where all are right."""
+    for name in ("text", "question", "kind"):
+        if not isinstance(getattr(sample, name), str | None):
+            return f"{name} is {shown(getattr(sample, name))}; it is a text, or None"
+    for name in ("answers", "texts"):
+        given = getattr(sample, name)
+        if not isinstance(given, tuple | list) or not all(isinstance(one, str) for one in given):
+            return f"{name} are {shown(given)}; they are a tuple of texts, as ('yes',) is"
+    is_label = isinstance(sample.label, Integral | None)  # numpy's numbers too, and what is true or false
+    return None if is_label else f"label is {shown(sample.label)}; it is the number of a class, or None"
 
 
 def _are_tokens(given: Any) -> bool:

@@ -16,10 +16,10 @@ from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.protocols import Pruner
 from ecoflap.core.contracts.records import LayerPlace, Mended, Pruned, Statistics
 from ecoflap.core.errors import EcoflapError, ModelError
-from ecoflap.core.forward.noise import seed_for, seeded
 from ecoflap.core.guards.untouched import untouched
 from ecoflap.core.planning.plan import PlannedLayer
 from ecoflap.core.recipe.part_spec import PartSpec
+from ecoflap.core.seeding import seed_for, seeded
 
 
 def pruned_layer(

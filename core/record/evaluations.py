@@ -28,6 +28,7 @@ from ecoflap.core.record.report import RecordedMeasure
 from ecoflap.core.registry.nested_values import leaves
 from ecoflap.core.sealing.sealed_lines import append_line, read_lines
 from ecoflap.core.sealing.validation import wrong_places
+from ecoflap.core.seeding import seed_for, seeded
 
 STAGES = ("dense", "pruned")
 CODE = "code"
@@ -140,7 +141,8 @@ class Evaluation:
         is_on_disk: bool,
     ) -> dict[str, Any]:
         is_remembered, who = self._is_remembered(stage), f"the evaluator {self.evaluator.use}"
-        with left_as_given(who, model, _CURE, is_on_disk=is_on_disk), blaming(who):
+        # Of no recipe's seed: both stages are held against each other, and other runs take the dense one over.
+        with left_as_given(who, model, _CURE, is_on_disk=is_on_disk), blaming(who), seeded(seed_for(0, "evaluate")):
             found = {} if is_remembered else self._found(path, model, adapter, note, ranks)
             self._check_names(found)
             measures = {name: self._checked(name, asdict(measure)) for name, measure in found.items()}

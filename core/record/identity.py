@@ -4,6 +4,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
+from ecoflap.core.dtypes import dtype_name
 from ecoflap.core.errors import RunError
 from ecoflap.core.machine.environment import changed_versions
 from ecoflap.core.machine.part_code import PartCode, digests_of
@@ -33,6 +36,11 @@ CALIBRATION_DATA, SCORING_DATA = "calibration data", "scoring data"
 
 MAY_CHANGE = frozenset((CALIBRATION_DATA, SCORING_DATA))
 """Fingerprints that may change while a run goes on, if the user says so."""
+
+
+def held_in_by(fingerprints: Mapping[str, Any]) -> torch.dtype | None:
+    """Give the type that weights are held in while they are used, by what a run was begun with; None for their own."""
+    return torch.float32 if fingerprints.get(ARITHMETIC) == dtype_name(torch.float32) else None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from ecoflap.core.contracts.adapter_options import AdapterOptions
 from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.records import Target
 from ecoflap.core.forward.capture import without_fast_path
-from ecoflap.core.forward.placement import Placement, map_tensors, tensors_in
+from ecoflap.core.forward.nested import map_tensors, tensors_in
+from ecoflap.core.forward.placement import Placement
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.forward.walk import BlockCall
 from ecoflap.core.model.anatomy import Layer

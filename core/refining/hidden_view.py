@@ -11,14 +11,15 @@ from torch import Tensor
 from ecoflap.core.contracts.records import Target
 from ecoflap.core.errors import ModelError
 from ecoflap.core.forward.block_gradient import by_sample
-from ecoflap.core.forward.noise import seed_for, seeded
-from ecoflap.core.forward.placement import device_of, map_tensors, tensors_in
+from ecoflap.core.forward.nested import map_tensors, tensors_in
+from ecoflap.core.forward.placement import device_of
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.forward.walk import BlockCall
 from ecoflap.core.model.anatomy import Block, Layer
 from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.core.refining.subblocks import Hidden, hidden_of
 from ecoflap.core.refining.views import RefinedView, Split, computing_in
+from ecoflap.core.seeding import seed_for, seeded
 
 _LEAST = 1e-4
 """Of the median squared length of a batch's tokens, the least that a token's error is held against."""
@@ -55,8 +56,8 @@ class HiddenView(RefinedView):
         return self._copied(next(tensors_in([*call.args, *call.kwargs.values()])) for call in self._calls[number])
 
     def outputs(self, number: int) -> Hidden:
-        """Run it on a batch as what is pruned before it leaves it; differentiable, in float32."""
-        with self._running(number):
+        """Run it on a batch as what is pruned before it leaves it, in float32; differentiable if it is to train on."""
+        with self._running(number), self.following(number):
             return [self._output(*self._given(call)) for call in self._calls[number]]
 
     def targets(self, number: int, of: Target | None = None) -> Hidden:

@@ -16,7 +16,6 @@ from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.errors import ModelError
 from ecoflap.core.forward.capture import without_fast_path
-from ecoflap.core.forward.noise import seed_for, seeded
 from ecoflap.core.forward.placement import Placement
 from ecoflap.core.forward.recomputed import recomputed_blocks
 from ecoflap.core.forward.replay import Replay
@@ -26,6 +25,7 @@ from ecoflap.core.refining.kept_steps import KeptSteps
 from ecoflap.core.refining.logits import DenseLogits, Divergence, kl_of_rows
 from ecoflap.core.refining.optimiser_files import state_on_disk
 from ecoflap.core.refining.views import RefinedView, Split, computing_in
+from ecoflap.core.seeding import seed_for, seeded
 
 
 class ModelView(RefinedView):
@@ -99,10 +99,10 @@ class ModelView(RefinedView):
             yield from left
 
     def loss(self, number: int) -> Float[Tensor, ""]:
-        """Compute the adapter's loss of a batch; differentiable."""
+        """Compute the adapter's loss of a batch; differentiable where it is trained on."""
         adapter, device = self._dense.adapter, self.parameters[0].device.type
         computing = computing_in(self._dense.dtype or self.dtype, device)
-        with seeded(seed_for(self._dense.seed, number)), computing:
+        with seeded(seed_for(self._dense.seed, number)), computing, self.following(number):
             return loss_of(adapter, self._dense.model, self._dense.batches[number])
 
     @contextmanager

@@ -14,10 +14,10 @@ from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.events import Event, Refined, Warned
 from ecoflap.core.contracts.options import RefinerOptions
 from ecoflap.core.errors import ModelError, NotFiniteError
-from ecoflap.core.forward.noise import seed_for, seeded
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.refining.block_view import BlockView
 from ecoflap.core.refining.views import RefinedView
+from ecoflap.core.seeding import seed_for, seeded
 
 WHY_WHOLE = "it has no two sub-blocks that hold all of its layers, run in every batch and give a state for each token"
 """Why a block is trained at once although its sub-blocks were asked for."""

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ecoflap.core.errors import ModelError
-from ecoflap.core.forward.placement import tensors_in
+from ecoflap.core.forward.nested import tensors_in
 from ecoflap.core.model.anatomy import Block, Layer
 
 Hidden = list[Float[Tensor, "..."]]

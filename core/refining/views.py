@@ -1,7 +1,7 @@
 """What a refiner is given: a pruned block or the pruned whole model, opened for its kept weights to be trained."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ecoflap.core.forward.noise import seed_for, seed_generators
+from ecoflap.core.errors import ModelError
 from ecoflap.core.model.anatomy import Layer
 from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.core.refining.trained_weights import TrainedWeights
+from ecoflap.core.seeding import seed_for, seed_generators
 
 _HELD_OUT = 8
 """One batch in so many is held out: enough to tell a gain from an overfit, and few enough to be spared."""
@@ -115,6 +116,18 @@ class RefinedView:
     def begin_try(self, failed: int) -> None:
         """Make ready for a refiner to train, once so many tries of larger steps have failed."""
 
+    @contextmanager
+    def following(self, number: int) -> Iterator[None]:
+        """Have torch follow gradients through a batch as it does here, but through none that is held out.
+
+        Such a batch may be looked at, as to stop early; nothing is trained on what it is judged by.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._is_left_alone(number)):
+            yield
+
+    def _is_left_alone(self, number: int) -> bool:
+        return number in self.held_out and number not in self.training
+
     def objective(self, number: int) -> AbstractContextManager[Float[Tensor, ""]]:
         """Give how far a batch's outcome is from the dense model's, differentiable for as long as the context lasts.
 
@@ -123,7 +136,15 @@ class RefinedView:
         raise NotImplementedError
 
     def add_gradient(self, number: int, share: float = 1.0) -> float:
-        """Add a batch's share of the objective to the gradients, and return the objective."""
+        """Add a batch's share of the objective to the gradients, and return the objective.
+
+        :raises ModelError: For one that is held out.
+        """
+        if self._is_left_alone(number):
+            raise ModelError(
+                f"{self.name}: a refiner wants the gradients of batch {number}, by which it is judged, for that one is "
+                f"held out. Train on the batches of view.training; view.measure(…) looks at any"
+            )
         with self.objective(number) as error:
             (error * share).backward()
             return float(error.detach())

@@ -83,7 +83,8 @@ class Registry:
             raise RegistryError(f"the {kind} {name!r} is an import path, and {ON_TRUST}")
         if ":" in name:
             return _imported(kind, name)
-        raise RegistryError(" ".join([unknown(kind, name, self.choices(kind)), *self._elsewhere(kind, name)]))
+        elsewhere = [*self._elsewhere(kind, name), *_as_import_path(name)]
+        raise RegistryError(" ".join([unknown(kind, name, self.choices(kind)), *elsewhere]))
 
     def names(self, kind: str) -> list[str]:
         """List the names of a kind's parts, without aliases, in alphabetical order."""
@@ -152,6 +153,13 @@ def _parameters(factory: Callable[..., Any]) -> Iterable[Parameter]:
         return parameters_of(factory)[0].values()
     except TypeError:
         return ()
+
+
+def _as_import_path(name: str) -> Iterator[str]:
+    """Say how an import path is written, where a name looks like one."""
+    module, dot, attribute = name.rpartition(".")
+    if dot and all(part.isidentifier() for part in name.split(".")):
+        yield f"If it is code of a module, it is written {module}:{attribute}."
 
 
 def _imported(kind: str, path: str) -> Callable[..., Any]:

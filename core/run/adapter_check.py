@@ -5,12 +5,16 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ecoflap.core.checking.against_model import AgainstModel, hold_against_model
+from ecoflap.core.checking.against_model import UNCOMPARED, AgainstModel, hold_against_model
 from ecoflap.core.checking.coverage import Kind
+from ecoflap.core.checking.loaded import why_unread
 from ecoflap.core.checking.saved import try_to_save
 from ecoflap.core.errors import ModelError
 from ecoflap.core.guards.left_as_given import left_as_given
+from ecoflap.core.machine.part_code import is_ours
 from ecoflap.core.model.anatomy import Anatomy
+from ecoflap.core.model.parameter_masks import parameter_and_part
+from ecoflap.core.model.source import files_read
 from ecoflap.core.ranks.ranks import ALONE
 from ecoflap.core.recipe.schema import CalibrationKeys
 from ecoflap.core.refining.model_view import check_logits
@@ -27,9 +31,8 @@ tells an adapter's author of them."""
 
 def is_to_be_checked(state: RunState) -> bool:
     """Say whether a run has anything to check its adapter by, and has not come past that before it was cut off."""
-    return (_data(state) is not None or _saves_otherwise(state)) and state.ranks.first(
-        lambda: not state.folder.plan.is_file() and not state.folder.is_pruned
-    )
+    has_any = _data(state) is not None or _saves_otherwise(state) or _loads_otherwise(state)
+    return has_any and state.ranks.first(lambda: not state.folder.plan.is_file() and not state.folder.is_pruned)
 
 
 def check_adapter_on_data(state: RunState) -> None:
@@ -45,10 +48,27 @@ def check_adapter_on_data(state: RunState) -> None:
         return
     keys = _data(state)
     with state.log.stage("check"):
+        if _loads_otherwise(state):
+            state.ranks.first(partial(_hold_against_files, state))
         if keys is not None:
             _hold_against_model(state, keys)
         if _saves_otherwise(state):
             state.ranks.first(partial(_try_to_save, state))
+
+
+def _loads_otherwise(state: RunState) -> bool:
+    """Say whether an adapter that does not come with ecoflap has read a folder: ours are held to that by tests."""
+    folder = state.prepared.source.path
+    return folder is not None and folder.is_dir() and not is_ours(type(state.prepared.adapter))
+
+
+def _hold_against_files(state: RunState) -> None:
+    layers = [layer.name for pool in state.prepared.pools for _, layer in pool.layers]
+    names = {parameter_and_part(layer)[0] for layer in layers}
+    adapter, read = type(state.prepared.adapter).__name__, state.model.get().state_dict()
+    told = why_unread(adapter, files_read(state.prepared.source), read, names)
+    if told is not None:
+        state.log.note(told)
 
 
 def _hold_against_model(state: RunState, keys: CalibrationKeys) -> None:
@@ -62,6 +82,8 @@ def _hold_against_model(state: RunState, keys: CalibrationKeys) -> None:
             for tower in _with_tokens(replay.anatomy):
                 replay.tokens(0, tower)
         state.model.refuse_changed(state.ranks)
+        if found.own is None and not is_ours(type(adapter)):
+            state.log.note(UNCOMPARED)
         refused = [] if found.wrong_loss is None else [found.wrong_loss]
         is_strict = named is not None and not knows(adapter, source)
         for kind, sentence in _forgotten(found):

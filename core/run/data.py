@@ -1,11 +1,14 @@
 """What a run reads: its calibration data, read once each, and what tells model and data apart from others."""
 
 import json
+from contextlib import nullcontext
 from functools import cached_property
 from typing import Any
 
 from ecoflap.core.contracts.records import Batch
 from ecoflap.core.dtypes import dtype_name
+from ecoflap.core.guards.left_as_given import left_as_given
+from ecoflap.core.machine.part_code import is_ours
 from ecoflap.core.preparing.prepared import Prepared
 from ecoflap.core.pruning.calibration import Calibration
 from ecoflap.core.recipe.schema import CalibrationKeys
@@ -14,6 +17,8 @@ from ecoflap.core.record.identity import ARITHMETIC, CALIBRATION_DATA, SCORING_D
 from ecoflap.core.record.run_log import RunLog
 from ecoflap.core.run.plan_trials import held_out_of
 from ecoflap.core.run.run_model import RunModel
+
+_CURE = "A dataset looks at the model for its tokenizer, or runs it: have it copy what it changes"
 
 
 class RunData:
@@ -90,8 +95,12 @@ class RunData:
         self._read.clear()
 
     def _calibration(self, keys: CalibrationKeys) -> Calibration:
-        name = json.dumps(keys.plain())
+        name, seed = json.dumps(keys.plain()), self._prepared.recipe.seed
         if name not in self._read:
-            note = self._log.note_of(keys.data.use)
-            self._read[name] = Calibration.read(keys, self._prepared.adapter, self._model.get(), note)
+            model, note, who = self._model.get(), self._log.note_of(keys.data.use), f"the dataset {keys.data.use}"
+            on_disk = self._model.stays_on_disk
+            # Ours read a text or a picture; to look at all weights for that takes seconds of a large model.
+            left = left_as_given(who, model, _CURE, is_on_disk=on_disk, runs_first=True)
+            with nullcontext() if is_ours(keys.data.factory) else left:
+                self._read[name] = Calibration.read(keys, seed, self._prepared.adapter, model, note)
         return self._read[name]

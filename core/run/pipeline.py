@@ -1,4 +1,4 @@
-"""A run: score → allocate → prune block by block → evaluate, before and after → save → export; each stage resumable."""
+"""A run: load, check, evaluate, score, allocate, prune, refine, save, evaluate and export; each stage is resumable."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from torch import nn
 from ecoflap.core.contracts.events import RunFailed, RunFinished, RunStarted
 from ecoflap.core.contracts.protocols import PrunedModel
 from ecoflap.core.disk.paths import from_here
-from ecoflap.core.errors import RunError
+from ecoflap.core.errors import RecipeError, RunError
 from ecoflap.core.export.exports import export_names, manifests
 from ecoflap.core.export.stage import ended_by, export_all, exported_bytes, provenance_of
 from ecoflap.core.machine.arithmetic import not_cast, whole_float32
@@ -38,7 +38,6 @@ from ecoflap.core.record.readback import masks_as_planned
 from ecoflap.core.record.report import Report, check_lines, check_recipe, read_report, write_report
 from ecoflap.core.record.reuse import lasting_parts, of_other_models
 from ecoflap.core.record.run_log import RunLog, SilentLog
-from ecoflap.core.record.weights import nonzeros, zeros_before
 from ecoflap.core.registry.observers import Observers
 from ecoflap.core.registry.registry import Registry, load_registry
 from ecoflap.core.run import stages
@@ -58,6 +57,7 @@ from ecoflap.core.run.same_ranks import (
     check_sendable,
     refuse_numbered_device,
 )
+from ecoflap.core.run.weights import nonzeros, zeros_before
 from ecoflap.core.sealing.sealed_text import write_sealed_text
 
 _LONGEST_NAME = 120
@@ -135,6 +135,8 @@ def _checked(
     recipe: Recipe | Mapping[str, Any] | str | Path, set_: Sequence[str], registry: Registry, model: nn.Module | None
 ) -> Recipe:
     if isinstance(recipe, Recipe):
+        if set_:
+            raise RecipeError("set_ changes a recipe as it is read, and this one is loaded: give set_ to load_recipe")
         return recipe
     if isinstance(recipe, Mapping):
         return parse_recipe(recipe, set_=set_, registry=registry, in_memory=model is not None)
@@ -231,7 +233,7 @@ def _pruned(state: RunState) -> tuple[Plan, nn.Module]:
     """Do all rounds, and save the model; what is held of the dense one for refiners is not held behind it."""
     last = after_rounds(state)
     plan = stages.plan(last)
-    return plan, stages.prune(last, plan)
+    return plan, stages.prune_and_save(last, plan)
 
 
 def _finish(state: RunState, plan: Plan, model: nn.Module, missing: Sequence[str]) -> Report:

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ecoflap.core.contracts.adapter_answers import loaded_by
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.kept_processor import processor_kept
-from ecoflap.core.dtypes import dtype_called, dtype_name
+from ecoflap.core.dtypes import dtype_called
 from ecoflap.core.errors import RankError, RunError
 from ecoflap.core.forward.placement import Placement, model_held
 from ecoflap.core.model.anatomy import Anatomy, Source
@@ -24,11 +25,11 @@ from ecoflap.core.preparing.prepared import Prepared
 from ecoflap.core.pruning.finished_weights import FinishedWeights
 from ecoflap.core.ranks.ranks import Ranks
 from ecoflap.core.record.folder import RunFolder
-from ecoflap.core.record.identity import ARITHMETIC
+from ecoflap.core.record.identity import ARITHMETIC, held_in_by
 from ecoflap.core.record.readback import copy_saved
 from ecoflap.core.record.run_log import RunLog
-from ecoflap.core.record.weights import refuse_broken
 from ecoflap.core.run.spare_memory import spare_memory
+from ecoflap.core.run.weights import refuse_broken
 
 
 class RunModel:
@@ -211,7 +212,7 @@ class RunModel:
             blaming(f"the adapter {type(adapter).__name__}, loading {source.name},"),
             mapped_beside(self._folder, hashed) if self.stays_on_disk else nullcontext() as mapped,
         ):
-            return adapter.load(replace(source, mapped=mapped), dtype, home or self.home), mapped
+            return loaded_by(adapter, replace(source, mapped=mapped), dtype, home or self.home), mapped
 
 
 def held_in(prepared: Prepared, folder: RunFolder) -> torch.dtype | None:
@@ -219,7 +220,5 @@ def held_in(prepared: Prepared, folder: RunFolder) -> torch.dtype | None:
 
     A run that goes on computes as it was begun, also on a machine that would do otherwise.
     """
-    begun = folder.read_fingerprints().get(ARITHMETIC)
-    if begun is None:
-        return prepared.held_in
-    return torch.float32 if begun == dtype_name(torch.float32) else None
+    begun = folder.read_fingerprints()
+    return held_in_by(begun) if ARITHMETIC in begun else prepared.held_in

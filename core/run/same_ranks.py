@@ -120,7 +120,7 @@ def check_sendable(ranks: Ranks, pruners: Mapping[str, PartSpec]) -> None:
         except (AttributeError, TypeError, PicklingError) as error:
             problems.append(
                 f"the statistic {need.__name__} of the pruner {pruner} cannot be sent from process to process: "
-                f"{error}. Give it __getstate__ and __setstate__, or run in one process"
+                f"{error}. Define it at the top of a module, with what pickle can write in it, or run in one process"
             )
     if problems:
         raise RunError(*problems)

@@ -1,4 +1,4 @@
-"""The stages of a run, a function each, over what a run holds: evaluate, plan (score, allocate), prune and save."""
+"""The stages of a run, a function each, over what a run holds: evaluate, score and allocate, prune, refine and save."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -112,8 +112,9 @@ def _made(
     state: RunState, allocator: PartSpec, pools: Sequence[Pool], granularity: Granularity, scores: Scores | None
 ) -> Plan:
     looked_at, before = scores if allocator.options.takes else None, state.before.plan if state.before else None
+    granularity = granularity if looked_at else "layer"
     with blaming(f"the allocator {allocator.use}"):
-        return make_plan(pools, allocator.built, granularity if looked_at else "layer", looked_at, before)
+        return make_plan(pools, allocator.built, granularity, looked_at, before, state.recipe.seed)
 
 
 def _trials(state: RunState) -> PlanTrials:
@@ -219,8 +220,8 @@ def prune_and_refine(state: RunState, made: Plan) -> PackedMasks:
     return masks
 
 
-def prune(state: RunState, made: Plan) -> nn.Module:
-    """Prune the model by its plan, block by block, and save it with its masks.
+def prune_and_save(state: RunState, made: Plan) -> nn.Module:
+    """Prune the model by its plan, block by block, refine it, and save it with its masks.
 
     :return: The model that was pruned in place; where weights stay in files, the saved one.
     """
@@ -253,7 +254,10 @@ def _telling_what_is_kept(state: RunState) -> Iterator[None]:
         yield
     except (PartError, FormatError, ModelError) as error:
         anew = ", with the model loaded anew" if state.prepared.source.model is not None else ""
-        kept = f"Finished blocks are kept in {state.folder.blocks}: mend the adapter's save, and run again{anew}"
+        kept = (
+            f"Finished blocks are kept in {state.folder.blocks}: mend the adapter's save, and run again{anew}, with "
+            f"--accept-change (accept_change=True from Python), for its code is another then"
+        )
         *others, last = error.problems
         raise type(error)(*others, f"{last.rstrip('.')}. {kept}") from error
 

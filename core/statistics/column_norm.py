@@ -1,8 +1,8 @@
 """The statistic ``ColumnNorm``: ‖X_j‖₂² of each input of a layer, which Wanda scores by.
 
 Sums over tokens come out the same, within float32's rounding, however the tokens are cut into calls. The engine has
-one for each of four spans of the batches and merges them in order, so that their bits do not depend on which process
-saw which; so it does with any other statistic.
+one for each span of the batches and merges them in order, so that their bits do not depend on which process saw which;
+so it does with any other statistic.
 """
 
 import torch

@@ -40,8 +40,7 @@ class RegionalGradient:
     def merge(self, other: "RegionalGradient") -> None:
         """Add the samples of another."""
         if other._sum is not None:
-            there = other._sum.clone() if self._sum is None else self._sum
-            self._sum = there if self._sum is None else there.add_(other._sum.to(there.device))
+            self._sum = other._sum.clone() if self._sum is None else self._sum.add_(other._sum.to(self._sum.device))
         self.samples += other.samples
 
     def to(self, device: torch.device | str) -> "RegionalGradient":

@@ -20,7 +20,7 @@ from ecoflap.core.contracts.records import Measure, Sample
 from ecoflap.core.errors import DataError, EcoflapError, refuse_below_one
 from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.plugins.evaluators.shared.means import mean_over_images
-from ecoflap.plugins.evaluators.shared.model_calls import loss_of, predicted
+from ecoflap.plugins.evaluators.shared.model_calls import batch_loss, predicted
 
 
 @hookimpl
@@ -67,7 +67,7 @@ class Continuation:
 
         def is_right(numbered: tuple[int, list[Sample]]) -> bool:
             number, choices = numbered
-            losses = [loss_of("continuation", number, model, adapter, [one]) for one in choices]
+            losses = [batch_loss("continuation", number, model, adapter, [one]) for one in choices]
             asked = predicted(model, adapter, losses[0])
             if not bool(asked[-self.ending :].all()):
                 raise DataError(

@@ -5,8 +5,8 @@
 Farina, Mancini, Cunegatti, Liu, Iacca & Ricci, MULTIFLOW: Shifting Towards Task-Agnostic Vision-Language Pruning, CVPR
 2024, Eq. 6. Its budgets (Eq. 7) are those of one magnitude threshold for each modality, which is the allocator
 ``threshold`` with ``each: tower``; within a layer all weights compete. Their ‖X_j‖₂² is a mean over samples,
-here it is a sum over tokens, and the order is the same. They take all statistics from the dense model; here the blocks
-before are pruned already, as for all metrics.
+here it is a sum over tokens, and the order is the same. They take all statistics from the dense model; here, where
+a pruner goes by it, the blocks before are pruned already.
 """
 
 from collections.abc import Callable, Mapping

@@ -18,7 +18,7 @@ from ecoflap.core.contracts.options import MetricOptions
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Metric, Pruner
 from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics
-from ecoflap.plugins.metrics.shared.numbers_of import numbers_of
+from ecoflap.core.pruning.metric_answer import numbers_of
 
 
 @dataclass(frozen=True)

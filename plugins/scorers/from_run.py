@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ecoflap.core.budget.weight_scores import WeightScores
 from ecoflap.core.contracts.hookspecs import hookimpl
@@ -51,13 +51,16 @@ class FromRun:
     @property
     def like(self) -> str | None:
         """Say whose scores that run's are; None where it has no recipe that tells, or none that can be read."""
-        score = None
-        with suppress(EcoflapError):
-            folder = RunFolder(self.run)
-            score = (folder.read_recipe() if folder.recipe.is_file() else {}).get("score")
-        if score is None:
-            return None
-        return FromRun(Path(score["run"])).like if score["use"] == "from_run" else str(score["use"])
+        run, seen = self.run, set[Path]()
+        while run not in seen:  # two runs may name each other, where one was begun anew
+            seen.add(run)
+            score = _score_in(run)
+            if score is None:
+                return None
+            if score["use"] != "from_run":
+                return str(score["use"])
+            run = Path(score["run"])
+        return None
 
     def takes_over(self) -> Iterable[Path]:
         return [self.run]
@@ -97,6 +100,15 @@ class FromRun:
 
     def _scores(self) -> Scores:
         return read_scores_of(self.run / "plan.json", self.run / "scores.jsonl", _WAY_OUT)
+
+
+def _score_in(run: Path) -> Mapping[str, Any] | None:
+    """Give what a run's recipe says of its scorer; None where it has none, or cannot be read."""
+    with suppress(EcoflapError):
+        folder = RunFolder(run)
+        found: Mapping[str, Any] | None = folder.read_recipe().get("score") if folder.recipe.is_file() else None
+        return found
+    return None
 
 
 def _names(layers: Iterable[tuple[Block, Layer]], unit: Unit) -> list[str]:

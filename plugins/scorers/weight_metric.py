@@ -24,7 +24,7 @@ from ecoflap.core.contracts.records import Aggregate, ScoreKind, Statistics
 from ecoflap.core.errors import refuse_below_one
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.model.anatomy import Anatomy, Layer
-from ecoflap.plugins.metrics.shared.numbers_of import numbers_of
+from ecoflap.core.pruning.metric_answer import numbers_of
 from ecoflap.plugins.scorers.shared.block_by_block import block_by_block
 from ecoflap.plugins.scorers.shared.held import held_with_statistics
 
@@ -45,6 +45,7 @@ class WeightMetric:
 
     gives: ClassVar[ScoreKind] = "weights"
     aggregate: ClassVar[Aggregate] = "per_parameter"
+    # In which the pruner computes the same metric: what a threshold leaves of a layer is what that one keeps.
     dtype: ClassVar[Literal["model"]] = "model"
 
     def __post_init__(self) -> None:

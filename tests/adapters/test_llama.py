@@ -222,7 +222,8 @@ def test_meta_needs_no_weights(adapter: LlamaAdapter, pico_llama: Callable[..., 
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
     assert sum(layer.size for _, layer in Anatomy.of(adapter.towers(model), adapter.layers).layers()) == 3 * 7680
     with pytest.raises(
-        ModelError, match=r"no weights in .*: expected \*\.safetensors, \*pytorch_model\*\.bin, \*\.gguf or \*\.pth"
+        ModelError,
+        match=r"no weights in .*: expected \*\.safetensors, \*pytorch_model\*\.bin, \*\.gguf, \*\.pth or \*\.pt",
     ):
         adapter.load(source, None, "cpu")
 

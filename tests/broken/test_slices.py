@@ -18,7 +18,7 @@ TOLD = {
     "scorer: __call__ scores number": r"the scorer \S*Broken gave \(3, 1\.0\); it yields pairs of a name and a",
     "scorer: __call__ raises SystemExit": r"the scorer \S*Broken raised SystemExit: 0\. It happened in nonsense",
     "scorer: forwards gives text": r"the scorer Broken, asked for its forwards, answered 'text', and is to answer",
-    "allocator: __call__ floats": r"the allocator Broken answered \[3840\.0, .*a list of whole numbers is wanted",
+    "allocator: __call__ floats": r"the allocator Broken answered \[3840\.0, .*a list of Python's whole numbers",
     "pruner: __call__ notes": r"q_proj\.weight: the pruner \S*Broken noted 7; notes are a tuple of sentences",
     "pruner: __call__ flat mask": r"q_proj\.weight: the pruner \S*Broken returned a mask of torch\.bool \(1024,\)",
     "dataset: __call__ gives texts": r"the dataset \S*Broken gave 'a'; a dataset yields a Sample each time",

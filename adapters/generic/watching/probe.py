@@ -26,7 +26,7 @@ from ecoflap.adapters.generic.watching.examples import (
 from ecoflap.adapters.generic.watching.layers_seen import VISION, Texts
 from ecoflap.adapters.generic.watching.stacks import stacks_of
 from ecoflap.adapters.generic.watching.taken_apart import TakenApart, take_apart
-from ecoflap.adapters.generic.watching.watch import Watch, Watched, tensors_of
+from ecoflap.adapters.generic.watching.watch import Watch, Watched, tensors_among
 from ecoflap.adapters.hubs.experts import experts_one_by_one
 from ecoflap.adapters.hubs.weightless import WithoutProducts, lent_weights
 from ecoflap.adapters.shared.members import find
@@ -172,7 +172,7 @@ def _vectors(model: nn.Module, images: Mapping[str, Tensor]) -> int | None:
             given = {name: value for name, value in there.items() if name in known}
             made = get(**given) if given else get(*there.values())
             pooled = getattr(made, "pooler_output", None)
-            found = tensors_of(getattr(made, "last_hidden_state", made) if pooled is None else pooled)
+            found = tensors_among(getattr(made, "last_hidden_state", made) if pooled is None else pooled)
             return sum(one.numel() // one.shape[-1] for one in found) // ROWS
     return None
 

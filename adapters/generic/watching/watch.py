@@ -110,10 +110,10 @@ class _Marked:
         return self._marks.get(_storage(tensor), (tensor, NONE))[1]
 
     def of_all(self, values: Any) -> Marks:
-        return frozenset().union(*(self.of(tensor) for tensor in tensors_of(values)))
+        return frozenset().union(*(self.of(tensor) for tensor in tensors_among(values)))
 
     def put(self, values: Any, marks: Marks) -> None:
-        for tensor in tensors_of(values):
+        for tensor in tensors_among(values):
             if _storage(tensor):
                 self._marks[_storage(tensor)] = (tensor, marks)
 
@@ -205,7 +205,7 @@ class Watch(TorchFunctionMode):
 
     def _begin(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         with torch._C.DisableTorchFunction():
-            given = [*tensors_of((args, kwargs))]
+            given = [*tensors_among((args, kwargs))]
             run = Run(name, tuple(given[0].shape) if given else (), {})
             self._inner, self._makers = _Marked(), _Marked()
             for number, tensor in enumerate(given):
@@ -225,12 +225,12 @@ class Watch(TorchFunctionMode):
             given = (args, kwargs)
             self._follow_view(func, args, kwargs, made)
             if self._inside is not None:
-                self._inside.touched |= {self._parameters.name_of(tensor) for tensor in tensors_of(given)} - {""}
+                self._inside.touched |= {self._parameters.name_of(tensor) for tensor in tensors_among(given)} - {""}
                 self._inside.chosen |= self._makers.of_all(given) if func in CHOICES else set()
             for marked in (self._outer,) if self._inside is None else (self._inner, self._makers):
                 marks = marked.of_all(given)
                 if marks:
-                    targets = [*tensors_of(made), *([args[0]] if _writes(func) and args else [])]
+                    targets = [*tensors_among(made), *([args[0]] if _writes(func) and args else [])]
                     for tensor in targets:
                         if isinstance(tensor, Tensor):
                             marked.add(tensor, marks)
@@ -253,11 +253,11 @@ class Watch(TorchFunctionMode):
 
     def _follow_view(self, func: Any, args: Any, kwargs: Any, made: Any) -> None:
         """Keep how a view of a parameter lies in it; what is lent to a model without weights does not tell."""
-        given = {id(tensor) for tensor in tensors_of((args, kwargs)) if self._parameters.name_of(tensor)}
-        views = [tensor for tensor in tensors_of(made) if self._parameters.name_of(tensor)]
+        given = {id(tensor) for tensor in tensors_among((args, kwargs)) if self._parameters.name_of(tensor)}
+        views = [tensor for tensor in tensors_among(made) if self._parameters.name_of(tensor)]
         if given and any(id(tensor) not in given for tensor in views):
             bare_args, bare_kwargs = pytree.tree_map_only(Tensor, self._bare, (args, dict(kwargs)))
-            for tensor, bare in zip(tensors_of(made), tensors_of(func(*bare_args, **bare_kwargs)), strict=False):
+            for tensor, bare in zip(tensors_among(made), tensors_among(func(*bare_args, **bare_kwargs)), strict=False):
                 self._views[id(tensor)] = (tensor, bare)
 
     def _bare(self, tensor: Tensor) -> Tensor:
@@ -283,7 +283,7 @@ class Watch(TorchFunctionMode):
         """Find the parameter that something is multiplied with, which is the second operand."""
         with torch._C.DisableTorchFunction():
             kind = getattr(func, "__name__", "")
-            operands = tensors_of((args, kwargs))[1 if kind in ("addmm", "baddbmm") else 0 :][:2]
+            operands = tensors_among((args, kwargs))[1 if kind in ("addmm", "baddbmm") else 0 :][:2]
             if len(operands) < 2 or "conv" in kind or "attention" in kind:
                 return
             (other, weight), marked = operands, self._outer if self._inside is None else self._inner
@@ -327,6 +327,6 @@ def _storage(tensor: Tensor) -> int:
         return 0
 
 
-def tensors_of(values: Any) -> list[Tensor]:
+def tensors_among(values: Any) -> list[Tensor]:
     """Give the tensors among nested values; those of an output of transformers too, which is a mapping."""
     return [value for value in pytree.tree_leaves(values) if isinstance(value, Tensor)]

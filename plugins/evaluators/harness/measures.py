@@ -1,15 +1,12 @@
 """Take measures out of a harness' own report, and put random generators back as they were before it ran."""
 
 import math
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-import torch
-
 from ecoflap.core.contracts.records import Measure
+from ecoflap.core.seeding import GeneratorStates
 
 PLAIN = "none"  # the harnesses call the filter so that leaves answers as they are
 ERROR = "_stderr"
@@ -23,13 +20,11 @@ def measures_of(results: Mapping[str, Any]) -> dict[str, Measure]:
 @contextmanager
 def draws_forgotten() -> Iterator[None]:
     """Put every random generator back as it was: a harness seeds all of them."""
-    python, numpy = random.getstate(), np.random.get_state()
+    before = GeneratorStates.now()
     try:
-        with torch.random.fork_rng():
-            yield
+        yield
     finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
+        before.restore()
 
 
 def _tasks_given(results: Mapping[str, Any]) -> Iterator[str]:

@@ -55,7 +55,8 @@ class Asked:
         if asked.get("do_sample"):
             raise DataError("a task wants its texts drawn at random (do_sample), and an adapter draws nothing.")
         most = next((int(asked[name]) for name in LENGTHS if asked.get(name) is not None), otherwise)
-        return Generation(most, 0, int(asked.get("num_beams") or 1), float(asked.get("length_penalty") or 1.0))
+        penalty = asked.get("length_penalty")
+        return Generation(most, 0, int(asked.get("num_beams") or 1), 1.0 if penalty is None else float(penalty))
 
     def cut(self, text: str) -> str:
         """Give what stands before the first of the texts that end an answer."""

@@ -9,12 +9,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ecoflap.core.contracts.abilities import Generation, Said
+from ecoflap.core.contracts.adapter_answers import loss_of
 from ecoflap.core.contracts.adapter_options import AdapterOptions
 from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.contracts.records import Batch, Sample
 from ecoflap.core.errors import DataError, ModelError
-from ecoflap.core.forward.placement import batch_on, device_of
+from ecoflap.core.forward.nested import batch_on
+from ecoflap.core.forward.placement import device_of
 from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.plugins.evaluators.shared.batches import batches
 
@@ -50,7 +52,7 @@ def shared_losses(
     """
 
     def compute(numbered: tuple[int, list[Sample]]) -> tuple[float, int]:
-        one = loss_of(name, numbered[0], model, adapter, numbered[1])
+        one = batch_loss(name, numbered[0], model, adapter, numbered[1])
         return one.loss, counted(one)
 
     return ranks.deal(enumerate(batched), compute)
@@ -66,7 +68,7 @@ def predicted(model: nn.Module, adapter: Adapter, window: BatchLoss) -> Bool[Ten
     return torch.arange(len(tokens)) > 0 if told is None else told[0]
 
 
-def loss_of(name: str, number: int, model: nn.Module, adapter: Adapter, samples: list[Sample]) -> BatchLoss:
+def batch_loss(name: str, number: int, model: nn.Module, adapter: Adapter, samples: list[Sample]) -> BatchLoss:
     """Give the adapter's loss of one batch.
 
     :param name: The evaluator's name, for messages.
@@ -75,7 +77,7 @@ def loss_of(name: str, number: int, model: nn.Module, adapter: Adapter, samples:
     """
     batch = batch_on(adapter.collate(model, samples), str(device_of(model)))
     with torch.no_grad():
-        loss = float(adapter.loss(model, batch))
+        loss = float(loss_of(adapter, model, batch))
     if not math.isfinite(loss):
         raise ModelError(f"{name}: the loss of batch {number} is {loss}; the model is broken.")
     return BatchLoss(samples, batch, loss)

@@ -16,7 +16,7 @@ from ecoflap.core.errors import DataError, EcoflapError, ModelError
 from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.core.refining.logits import seen_by_losses
 from ecoflap.plugins.evaluators.shared.checks import why_unable
-from ecoflap.plugins.evaluators.shared.model_calls import loss_of
+from ecoflap.plugins.evaluators.shared.model_calls import batch_loss
 
 Value = TypeVar("Value")
 
@@ -76,7 +76,7 @@ def shared_logits(
 def _said(name: str, number: int, model: nn.Module, adapter: Adapter, samples: list[Sample]) -> SaidLogits:
     seen: list[tuple[Tensor, Tensor]] = []
     with seen_by_losses(lambda logits, targets: seen.append((logits, targets))):
-        loss_of(name, number, model, adapter, samples)
+        batch_loss(name, number, model, adapter, samples)
     if len({logits.shape[-1] for logits, _ in seen}) != 1:
         raise ModelError(
             f"{name}: the loss of {type(adapter).__name__} is no cross entropy of logits here, so there is nothing "

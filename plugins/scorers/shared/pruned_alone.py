@@ -6,11 +6,11 @@ from contextlib import contextmanager
 from ecoflap.core.budget.counts import Keep, keep_count
 from ecoflap.core.contracts.protocols import Pruner
 from ecoflap.core.contracts.records import Pruned, Statistics
-from ecoflap.core.forward.noise import seed_for, seeded
 from ecoflap.core.forward.placement import restored
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.model.anatomy import Layer
 from ecoflap.core.pruning.pruner_answer import asked, at_layer
+from ecoflap.core.seeding import seed_for, seeded
 
 
 @contextmanager

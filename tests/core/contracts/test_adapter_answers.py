@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from ecoflap.adapters.llama import LlamaAdapter
-from ecoflap.core.contracts.adapter_answers import loss_of, tokens_of
+from ecoflap.core.contracts.adapter_answers import loaded_by, loss_of, tokens_of
 from ecoflap.core.contracts.blame import PartError
+from ecoflap.core.model.anatomy import Source
 
 
 class Says(LlamaAdapter):
@@ -59,3 +60,13 @@ def test_tokens_that_are_no_kinds_of_positions_are_refused(answer, said):
 def test_any_whole_numbers_will_do(dtype):
     answer = torch.tensor([[1, 0]]).to(dtype)
     assert tokens_of(Says(answer), nn.Identity(), {}, "language") is answer
+
+
+@pytest.mark.parametrize("given", [None, "the model"])
+def test_an_adapter_that_loads_no_model_is_named(given):
+    class Loads(LlamaAdapter):
+        def load(self, source, dtype, device):
+            return given
+
+    with pytest.raises(PartError, match=r"the adapter Loads, loading mine, gave .*; its load returns the model"):
+        loaded_by(Loads(), Source("mine"), None, "cpu")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ecoflap import Anatomy, Gram, Measure, Pruned, load_registry
+from ecoflap import Anatomy, ColumnNorm, Gram, Measure, Pruned, load_registry
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.contracts.answers import has_member
 from ecoflap.core.contracts.blame import PartError
@@ -431,3 +431,19 @@ def test_a_slot_that_is_empty_is_no_member():
 def test_a_kind_that_is_none_is_refused_with_the_nearest():
     with pytest.raises(EcoflapError, match=r"no kind of part named 'prunner'\. Did you mean 'pruner'\?"):
         problems("prunner", Prunes())
+
+
+class NeedsOne:
+    """A pruner that names its one statistic without the comma."""
+
+    needs = ColumnNorm
+
+    def __call__(self, weight, seen, budget, layer):
+        raise NotImplementedError
+
+
+def test_the_commonest_slips_are_told_with_what_to_write():
+    (told,) = problems("pruner", NeedsOne())
+    assert "its member needs should be a valid tuple: (ColumnNorm,), not" in told
+    (told,) = problems("pruner", NeedsOne)
+    assert told.startswith("NeedsOne is a class, and a part is one of its instances: give NeedsOne(…).")

@@ -7,8 +7,8 @@ from sealed_by_hand import edit_sealed
 
 import ecoflap
 from ecoflap.core.errors import EcoflapError, FormatError, RunError
-from ecoflap.core.export.verify import verify
 from ecoflap.core.record.report import read_report
+from ecoflap.core.verifying.verify import verify
 
 MORE = ["export=[safetensors, hugging_face]"]
 OTHERS = {"model": ["model/SHA256SUMS"], "masks.safetensors": ["masks.safetensors"]}

@@ -16,11 +16,11 @@ from ecoflap.core.disk.whole_files import sha256_of
 from ecoflap.core.errors import RecipeError, RunError, WayOut
 from ecoflap.core.export import export_again, write_manifest
 from ecoflap.core.export.densify import densify
-from ecoflap.core.export.verify import verify
 from ecoflap.core.export.write_manifest import deflated_share
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.manifest import read_manifest
 from ecoflap.core.record.report import read_report
+from ecoflap.core.verifying.verify import verify
 
 SEER = '''
 from dataclasses import dataclass

@@ -12,6 +12,7 @@ from ecoflap import Replay
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.errors import ModelError
 from ecoflap.core.forward import placement, records
+from ecoflap.core.forward.nested import map_tensors, tensors_in
 from ecoflap.core.model.anatomy import Block, Layer, Tower
 from ecoflap.core.pruning.masks import read_masks
 
@@ -125,8 +126,8 @@ def test_what_is_seen_of_a_call_is_where_the_model_is_and_not_where_blocks_run(s
 
     def on(values, device):
         """Copy, as to another device, and note what is there."""
-        copies = placement.map_tensors(values, torch.clone)
-        there.extend(records.tensors_in(copies) if device.index == 7 else ())
+        copies = map_tensors(values, torch.clone)
+        there.extend(tensors_in(copies) if device.index == 7 else ())
         return copies
 
     monkeypatch.setattr(placement, "_on", on)

@@ -47,6 +47,27 @@ def test_it_is_the_mean_of_absolute_gradients_of_the_whole_loss(pico_llama, batc
     assert not any(parameter.grad is not None for parameter in replay.model.parameters())
 
 
+class SquaredLossGradient(LossGradient):
+    """The mean of the squared gradients, of a part of one's own."""
+
+    def add_loss_gradient(self, gradient):
+        super().add_loss_gradient(gradient.square())
+
+
+def test_a_statistic_of_the_loss_that_is_asked_for_later_leaves_those_before_it(pico_llama, batches):
+    replay = Replay(pico_llama(), LlamaAdapter(), batches)
+    first = replay.run(0, (LossGradient,))
+    name, before = next((name, seen[LossGradient].magnitude.clone()) for name, seen in first.items())
+    with torch.no_grad():
+        for parameter in replay.model.parameters():
+            parameter.mul_(0.5)  # as a pruner would change them
+    later = replay.run(1, (SquaredLossGradient,))
+    assert all(list(seen) == [SquaredLossGradient] for seen in later.values())
+    both = replay.run(0, (LossGradient, SquaredLossGradient))
+    assert torch.equal(both[name][LossGradient].magnitude, before)
+    assert both[name][SquaredLossGradient].batches == 3
+
+
 def test_gradients_of_the_users_own_are_neither_added_nor_lost(pico_llama, batches):
     model, clean = pico_llama(), pico_llama()
     LlamaAdapter().loss(model, batches[0]).backward()

@@ -12,8 +12,8 @@ from torch.nn import functional
 from ecoflap import Anatomy, Layer, Replay
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.errors import ModelError
+from ecoflap.core.forward.nested import times_as_large
 from ecoflap.core.forward.paused import ProductsSeen
-from ecoflap.core.forward.placement import times_as_large
 from ecoflap.core.planning.plan import make_plan, pools_of
 from ecoflap.core.pruning.prune_blocks import BlockwisePruning
 from ecoflap.plugins.allocators.uniform import Uniform

@@ -577,3 +577,15 @@ def test_gradients_are_added_from_several_statistics(llama):
         torch.testing.assert_close(merged.magnitude, seen[RegionalGradient].magnitude)
     with pytest.raises(ModelError, match="no gradient has reached this layer"):
         _ = RegionalGradient(4).magnitude
+
+
+def test_what_is_asked_of_a_replay_in_another_way_is_told(llama):
+    model, adapter, batches = llama
+    replay = Replay(model, adapter, batches)
+    layer = replay.anatomy.layers_of[replay.blocks[0].name][0]
+    row = torch.ones(1, layer.shape[1])  # which torch would add to every row
+    said = r"replay\.perturbed was given a tensor of \(1, 32\) for .*q_proj\.weight, which is \(32, 32\)"
+    with pytest.raises(ModelError, match=said), replay.perturbed(layer, row):
+        pass
+    with pytest.raises(ModelError, match=r"there are no batches: this part says data = False"):
+        Replay(model, adapter, []).loss(0)

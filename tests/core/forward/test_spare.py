@@ -9,7 +9,7 @@ import torch
 from ecoflap import Replay
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.forward.gradients import saved_bytes
-from ecoflap.core.forward.placement import tensors_in
+from ecoflap.core.forward.nested import tensors_in
 from ecoflap.core.model.anatomy import Anatomy
 from ecoflap.plugins.scorers.first_order import FirstOrder
 from ecoflap.plugins.scorers.zeroth_order import ZerothOrder

@@ -1,5 +1,6 @@
 """A statistic may come from anywhere: what it raises is its own, and what it is given it may look at and no more."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -29,6 +30,14 @@ class Sum:
 class Folded(Sum):
     def add(self, inputs):
         inputs.abs_()
+
+
+class FoldedByNumpy(Sum):
+    """Writes in a way that PyTorch does not count."""
+
+    def add(self, inputs):
+        array = inputs.detach().numpy()
+        np.abs(array, out=array)
 
 
 class Scaled(Sum):
@@ -69,6 +78,7 @@ def replay(pico_llama):
             ModelError,
             "^the statistic Folded wrote into what add is given to look at, and the model",
         ),
+        (FoldedByNumpy, ModelError, "^the statistic FoldedByNumpy wrote into what add is given"),
         (Scaled, ModelError, "^the statistic Scaled wrote into what add_gradient is given"),
         (Failing, PartError, r"^the statistic Failing raised ValueError: no good\. It happened in test_statistics_of"),
         (Unmerged, PartError, r"^the statistic Unmerged raised ValueError: no good\."),

@@ -91,3 +91,31 @@ def test_of_a_sparse_member_writes_are_counted():
         seen[Sum].matrix.to_dense().zero_()
     with pytest.raises(ModelError, match=r"wrote into Sum\.matrix"), untouched("it", torch.ones(2, 3), seen):
         seen[Sum].matrix.mul_(2)
+
+
+class Kept:
+    """A statistic that counts how often it is asked, and keeps what it has answered."""
+
+    def __init__(self):
+        self.norms, self.root, self.asked = torch.full((3,), 4.0), None, 0
+
+    def roots(self):
+        self.asked += 1
+        self.root = self.norms.sqrt() if self.root is None else self.root
+        return self.root
+
+
+def test_what_is_put_in_the_place_of_a_member_is_told():
+    """Layers of one input share a statistic: the next would be pruned by what was put there."""
+    seen = Statistics({Kept: Kept()})
+    said = r"the pruner Mine has put something else in the place of Kept\.norms"
+    with pytest.raises(ModelError, match=said), untouched("the pruner Mine", torch.ones(2, 3), seen):
+        seen[Kept].norms = torch.ones(3)
+
+
+def test_what_a_statistic_fills_in_by_itself_is_its_own():
+    seen = Statistics({Kept: Kept()})
+    for _ in range(2):
+        with untouched("the pruner Mine", torch.ones(2, 3), seen):
+            assert seen[Kept].roots().tolist() == [2.0] * 3
+    assert seen[Kept].asked == 2

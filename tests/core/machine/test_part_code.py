@@ -1,6 +1,7 @@
 """Code that comes with neither ecoflap nor Python is known by what is in its files."""
 
 import linecache
+import os
 import subprocess
 import sys
 from hashlib import sha256
@@ -117,3 +118,114 @@ def test_of_a_notebook_a_class_is_its_functions(monkeypatch):
         (found,) = code_of_parts([cell["Part"]]).values()
         digests.append(found.sha256)
     assert digests[0] == digests[1] != digests[2]
+
+
+MAKES = """
+import functools
+
+def kept(function):
+    @functools.wraps(function)
+    def run(*given):
+        return function(*given)
+    return run
+
+class Decorated:
+    @kept
+    def __call__(self, name):
+        return name in {"alpha", "beta", "gamma"}
+
+def make(factor, shared=None, other=object()):
+    class Part:
+        ratio = factor
+        @kept
+        def __call__(self, name=other):
+            return name in {"alpha", "beta", "gamma"}, helper(), shared
+    def helper():
+        return shared
+    return Part
+"""
+
+
+def digest_of(*made):
+    return code_of_parts(made)["makes_parts:make.<locals>.Part"].sha256
+
+
+def test_what_a_function_has_made_is_told_from_others_of_its_name(written):
+    written("makes_parts", MAKES)
+    make = sys.modules["makes_parts"].make
+    values = [2, 3, (1, 2), (3, 4), [1], [5], {"a": 1}, {"a": 2}, frozenset("ab"), 0.5, "2", None]
+    assert len({digest_of(make(1, value)) for value in values}) == len(values)
+    assert digest_of(make(2)) != digest_of(make(1)), "an attribute of the class"
+    assert digest_of(make(1, [1])) == digest_of(make(1, [1]))
+    assert digest_of(make(1, object())) == digest_of(make(1, object())), "which has no lasting text"
+    assert digest_of(make(1), make(2)) != digest_of(make(3), make(2)), "a run may have several"
+    circle = []
+    circle.append(circle)
+    assert digest_of(make(1, circle))
+    assert code_of_parts([make(1)])["makes_parts"] == code_of_parts([make(2)])["makes_parts"]
+
+
+def test_of_a_class_of_a_module_its_file_says_all(written):
+    """Also of one with a decorated function, which has a function around it."""
+    written("makes_parts", MAKES)
+    assert code_of_parts([sys.modules["makes_parts"].Decorated]).keys() == {"makes_parts"}
+
+
+TOLD = """
+import sys
+sys.path.insert(0, {folder!r})
+from makes_parts import make
+from ecoflap.core.machine.part_code import code_of_parts
+print(code_of_parts([make(2, ("a", 1.5))]))
+"""
+
+
+def test_every_process_tells_the_same_of_one_code(written, tmp_path):
+    """Of a set Python has another order in each, and of an object another address."""
+    written("makes_parts", MAKES)
+    told = {
+        subprocess.check_output(
+            [sys.executable, "-c", TOLD.format(folder=str(tmp_path))], env={**os.environ, "PYTHONHASHSEED": seed}
+        )
+        for seed in ("0", "1", "2")
+    }
+    assert len(told) == 1
+
+
+DECORATED = """
+import functools
+from ecoflap.core.machine.part_code import code_of_parts
+def kept(function):
+    return functools.wraps(function)(lambda *given: function(*given))
+class Part:
+    @kept
+    def __call__(self): return 1
+    def other(self): return {value}
+print(code_of_parts([Part])["Part"].sha256)
+"""
+
+
+def test_of_a_script_a_decorated_class_is_all_of_its_text(tmp_path):
+    digests = set()
+    for value in (1, 2):
+        (tmp_path / "script.py").write_text(DECORATED.format(value=value))
+        digests.add(subprocess.check_output([sys.executable, str(tmp_path / "script.py")]))
+    assert len(digests) == 2
+
+
+TYPED = """
+from ecoflap.core.machine.part_code import code_of_parts
+class Part:
+    def __call__(self): return [one * {factor} for one in (1, 2)]
+print({folder!r} and code_of_parts([Part])["Part"].sha256)
+"""
+
+
+def test_of_what_is_typed_a_part_is_what_python_runs():
+    """Of a script on the standard input, or of a prompt, no file is there to be read."""
+    digests = []
+    for factor, folder in ((2, "one"), (2, "other"), (3, "one")):
+        typed = TYPED.format(factor=factor, folder=folder)
+        digests.append(subprocess.run([sys.executable, "-"], input=typed, capture_output=True, text=True).stdout)
+    assert digests[0] == digests[1] != digests[2]
+    assert len(digests[0].strip()) == 64

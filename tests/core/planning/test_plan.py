@@ -151,7 +151,7 @@ def test_a_group_has_the_curve_of_its_layers_and_its_plan_is_read_back(anatomy, 
         (lambda groups, keep: [group.size for group in groups], "keeps 332 weights in 2 groups; it was asked for 166"),
         (lambda groups, keep: [keep], "keeps 166 weights in 1 groups; it was asked for 166 in 2"),
         (lambda groups, keep: [keep + 1, -1], "keeps -1 of the 140 weights of language, which keeps 0 to 140"),
-        (lambda groups, keep: [keep / 2] * 2, r"Wrong answered \[83.0, 83.0\]; a list of whole numbers is wanted"),
+        (lambda groups, keep: [keep / 2] * 2, r"Wrong answered \[83.0, 83.0\]; a list of Python's whole numbers"),
     ],
 )  # fmt: skip
 def test_an_allocator_that_breaks_the_budget_is_refused(anatomy, counts, told):

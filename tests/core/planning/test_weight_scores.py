@@ -14,12 +14,12 @@ from table import row_of
 import ecoflap
 from ecoflap.core.cli.plan_report import prepared_tables
 from ecoflap.core.errors import EcoflapError, FormatError, RecipeError
-from ecoflap.core.export.verify import verify
 from ecoflap.core.planning.scores import read_scores
 from ecoflap.core.preparing.prepare import prepare
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.registry.registry import load_registry
+from ecoflap.core.verifying.verify import verify
 
 SCORES = {"use": "weight_metric", "metric": "magnitude"}
 BY_INPUTS = {"use": "weight_metric", "metric": "wanda", "samples": 4}

@@ -122,3 +122,30 @@ class OfOneTensor:
 def test_a_tensor_that_is_filled_again_is_another_sample():
     read = read_samples(spec("dataset", OfOneTensor()), LlamaAdapter(), nn.Identity(), print)
     assert [sample.tokens.tolist() for sample in read] == [[number] * 3 for number in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("member", "value", "told"),
+    [
+        ("answers", "yes", r"answers are 'yes'; they are a tuple of texts"),
+        ("texts", (3,), r"texts are \(3,\); they are a tuple of texts"),
+        ("text", 3, r"text is 3; it is a text, or None"),
+        ("question", b"who", r"question is b'who'; it is a text, or None"),
+        ("label", "cat", r"label is 'cat'; it is the number of a class, or None"),
+    ],
+)
+def test_a_member_of_another_kind_is_the_datasets(member, value, told):
+    """An answer ``"yes"`` is three answers to Python."""
+    sample = Sample()
+    vars(sample)[member] = value
+    with pytest.raises(DataError, match=f"^the dataset function gave a Sample whose {told}"):
+        read_samples(spec("dataset", lambda adapter, model, note: [sample]), LlamaAdapter(), nn.Identity(), print)
+
+
+@pytest.mark.parametrize(("label", "number"), [(np.int64(3), 3), (True, 1), (None, None)])
+def test_a_label_may_be_any_whole_number(label, number):
+    sample = Sample()
+    vars(sample)["label"] = label
+    (read,) = read_samples(spec("dataset", lambda *given: [sample]), LlamaAdapter(), nn.Identity(), print)
+    assert read.label == number
+    assert type(read.label) is type(number)

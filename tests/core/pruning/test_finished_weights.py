@@ -19,7 +19,6 @@ from safetensors.torch import load_file, save
 import ecoflap
 from ecoflap.core.contracts.events import LayerPruned, Progress, StageStarted
 from ecoflap.core.errors import FormatError, RecipeError, RunError
-from ecoflap.core.export.verify import verify
 from ecoflap.core.forward.paused import PausedForwards
 from ecoflap.core.machine.memory import MemoryWatch, held
 from ecoflap.core.model.anatomy import Block, Layer
@@ -30,6 +29,7 @@ from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.registry.registry import load_registry
 from ecoflap.core.sealing.sealed import sealed, write_safetensors
+from ecoflap.core.verifying.verify import verify
 from ecoflap.exporters import hugging_face
 
 pytest.importorskip("transformers", minversion="5.0", reason="it leaves weights on the disk from version 5 on")

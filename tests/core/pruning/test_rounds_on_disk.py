@@ -20,7 +20,6 @@ import ecoflap
 from ecoflap.core.contracts.events import LayerPruned, Progress, RunStarted, StageStarted
 from ecoflap.core.disk import whole_files
 from ecoflap.core.errors import FormatError, RunError
-from ecoflap.core.export.verify import verify
 from ecoflap.core.machine.memory import MemoryWatch, held
 from ecoflap.core.model.anatomy import Block
 from ecoflap.core.needs.disk import disk_needs
@@ -29,6 +28,7 @@ from ecoflap.core.preparing.prepare import prepare
 from ecoflap.core.pruning import finished_weights
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.registry.registry import load_registry
+from ecoflap.core.verifying.verify import verify
 
 pytest.importorskip("transformers", minversion="5.0", reason="it leaves weights on the disk from version 5 on")
 pytest.importorskip("accelerate")

@@ -6,7 +6,7 @@ from hidden_states import hidden_states
 
 from ecoflap.core.disk.on_disk import lies_on_disk
 from ecoflap.core.errors import ModelError
-from ecoflap.core.forward.placement import tensors_in
+from ecoflap.core.forward.nested import tensors_in
 
 
 def real(batch):

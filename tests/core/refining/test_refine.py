@@ -317,3 +317,43 @@ def test_what_it_draws_follows_from_the_seed_and_the_step(case):
         assert torch.equal(torch.get_rng_state(), state)
     assert found[0] == found[1]
     assert len(set(found[0])) == 4
+
+
+class StepOnWhatJudges(Step):
+    """A step by the batches that it is judged by."""
+
+    def __call__(self, view):
+        view.add_gradients([*view.training, *view.held_out])
+
+
+class StopEarly(Step):
+    """Steps for as long as batches that it leaves alone gain by them."""
+
+    seen: ClassVar[list[float]] = []
+
+    def __call__(self, view):
+        for _ in range(2):
+            super().__call__(view)
+            self.seen.append(view.measure(view.held_out))
+        with torch.no_grad(), view.objective(view.held_out[0]) as error:
+            self.seen.append(float(error))
+
+
+def test_no_refiner_trains_on_what_it_is_judged_by(case):
+    one = case()
+    assert not set(one.view.held_out) & set(one.view.training)
+    with pytest.raises(ModelError, match=r"batch \d+, by which it is judged.*view\.training"):
+        refined(one, StepOnWhatJudges(0.05))
+
+
+def test_a_refiner_may_look_at_what_it_is_judged_by(case, monkeypatch):
+    monkeypatch.setattr(StopEarly, "seen", [])
+    one = case()
+    done, _ = refined(one, StopEarly(0.02))
+    assert StopEarly.seen[1:] == [pytest.approx(done.after["held_out"], rel=1e-4)] * 2
+
+
+def test_a_single_batch_is_trained_on_and_judged_by(case):
+    one = case()
+    one.view.training = one.view.held_out = (0,)
+    assert refined(one, Step(0.05))[0].is_kept

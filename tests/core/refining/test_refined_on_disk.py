@@ -18,9 +18,9 @@ from several import several
 import ecoflap
 from ecoflap.core.contracts.events import Progress, StageStarted
 from ecoflap.core.errors import ModelError, RunError
-from ecoflap.core.export.verify import verify
 from ecoflap.core.machine.memory import MemoryWatch, held
 from ecoflap.core.refining.kept_steps import KeptSteps
+from ecoflap.core.verifying.verify import verify
 
 pytest.importorskip("transformers", minversion="5.0", reason="it leaves weights on the disk from version 5 on")
 pytest.importorskip("accelerate")

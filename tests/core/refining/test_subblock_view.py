@@ -11,7 +11,7 @@ from spec import spec
 
 from ecoflap.core.contracts.events import Warned
 from ecoflap.core.errors import ModelError
-from ecoflap.core.forward.placement import tensors_in
+from ecoflap.core.forward.nested import tensors_in
 from ecoflap.core.refining.refine import refine_block
 
 ATTENTION, MLP = "model.layers.1.self_attn", "model.layers.1.mlp"

@@ -1,6 +1,10 @@
 """Loading plugins: in which order, which not, and what every failure says."""
 
+import re
+
 import pytest
+
+from ecoflap import EcoflapError
 
 
 def test_what_is_disabled_is_not_imported(world):
@@ -106,3 +110,21 @@ def test_what_a_plugin_says_to_users_is_told_as_it_says_it(world, problems):
     assert problems(world.load, "plugins: {asks: asks}").startswith(
         "plugin 'asks' (asks, built-in) did not load: install numpy 3. To go on without it, put 'asks' under"
     )
+
+
+def test_where_a_plugin_raises_is_told_with_its_line(world, problems):
+    world.module("mutable", (
+        "from dataclasses import dataclass\n"
+        "\n"
+        "@dataclass\n"
+        "class Part:\n"
+        "    levels: list = []\n"
+    ))  # fmt: skip
+    told = problems(world.load, "plugins: {m: mutable}")
+    assert "mutable default <class 'list'> for field levels" in told
+    assert re.search(r"It happened in mutable\.py:\d, <module>\.", told)
+
+
+def test_a_dotted_name_is_told_how_code_is_named(world):
+    with pytest.raises(EcoflapError, match=r"If it is code of a module, it is written my_parts\.pruners:Mine\."):
+        world.load("plugins: {a: toy_a}").find("pruner", "my_parts.pruners.Mine")

@@ -1,6 +1,7 @@
 """A run holds its adapter against its model before it does anything else, on its own data."""
 
 import json
+import re
 from importlib.util import find_spec
 
 import pytest
@@ -12,6 +13,7 @@ from transformers_version import is_before
 import ecoflap
 from ecoflap.adapters.clip import ClipAdapter
 from ecoflap.adapters.llama import LlamaAdapter
+from ecoflap.core.checking.loaded import why_unread
 from ecoflap.core.contracts.events import StageStarted
 from ecoflap.core.errors import ModelError
 from ecoflap.core.model.anatomy import Tower
@@ -117,7 +119,65 @@ def test_a_loss_of_no_logits_is_refused_before_dense_evaluation_and_scoring(
     with pytest.raises(ModelError, match=r"^the loss of Untold is no cross entropy .* by refine: \[reconstruct\]"):
         ecoflap.run(recipe, **given, folder=tmp_path / "run", registry=heard_by(heard.append))
     assert [event.stage for event in heard if isinstance(event, StageStarted)] == ["check"]
-    ecoflap.run(recipe | {"refine": []}, **given, folder=tmp_path / "other")
+    (warning,) = ecoflap.run(recipe | {"refine": []}, **given, folder=tmp_path / "other").report.warnings
+    assert warning.startswith("the adapter's loss was held against nothing: its own_inputs gives nothing of which")
+
+
+class PassesOver(LlamaAdapter):
+    """Reads no weight, for none of its names is the model's."""
+
+    def load(self, source, dtype, device):
+        model = super().load(source, dtype, device)
+        if device != "meta":
+            state = {f"module.{name}": one for name, one in model.state_dict().items()}
+            redraw(model, seed=1)
+            model.load_state_dict(state, strict=False)
+        return model
+
+
+class Merges(LlamaAdapter):
+    """Adds what another training has changed, a tenth of each weight, and holds all in a narrower type."""
+
+    def load(self, source, dtype, device):
+        model = super().load(source, dtype, device)
+        if device != "meta":
+            for parameter in model.parameters():
+                drawn = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
+                parameter.data = (parameter.data + 0.1 * parameter.data.std() * drawn).bfloat16()
+        return model
+
+
+@pytest.mark.parametrize(
+    "keys", [{}, {"calibration": None, "score": None, "allocate": "uniform", "prune": "magnitude"}]
+)
+def test_an_adapter_that_reads_none_of_a_models_weights_is_warned_of(plain, tmp_path, keys):
+    """It pruned what is random, and another in each process, without a word."""
+    keys = {**keys, "evaluate": None, "export": None}
+
+    def warnings(adapter):
+        recipe = plain(model={"source": plain()["model"], "adapter": adapter}, **keys)
+        return ecoflap.run(recipe, folder=tmp_path / adapter.__name__).report.warnings
+
+    (told,) = warnings(PassesOver)
+    assert re.match(r"the adapter PassesOver has loaded other numbers than .*safetensors holds: .* random", told)
+    assert warnings(Merges) == ()
+
+
+def test_weights_are_looked_for_in_every_file_of_a_model(tmp_path):
+    names = ["a.weight", "b.weight"]
+    drawn = [torch.randn(32, 64, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
+    best, last = dict(zip(names, drawn[:2], strict=True)), dict(zip(names, drawn[2:], strict=True))
+    files = [tmp_path / "best.pt", tmp_path / "last.pt", tmp_path / "notes.txt", tmp_path / "pointer.safetensors"]
+    files[3].write_text("version https://git-lfs.github.com/spec/v1")
+    torch.save(best, files[0]), torch.save({"model": last}, files[1])
+    assert why_unread("Mine", files, last, names) is None
+    assert why_unread("Mine", files, {"other.weight": drawn[0]}, ["other.weight"]) is None
+    random = {name: torch.randn(32, 64, generator=torch.Generator().manual_seed(9)) for name in names}
+    assert "best.pt holds: a.weight has none of its own there, nor any of the 2" in why_unread(
+        "Mine", files, random, names
+    )
+    nothing = {name: torch.zeros(32, 64) for name in names}
+    assert why_unread("Mine", files, nothing, names) is not None
 
 
 def test_blocks_that_are_forgotten_are_refused_with_what_is_covered(plain, tmp_path):

@@ -17,7 +17,6 @@ from ecoflap.core.contracts.events import StageStarted
 from ecoflap.core.contracts.protocols import Dataset, ignore
 from ecoflap.core.contracts.records import Measure
 from ecoflap.core.errors import EcoflapError, FormatError, RunError
-from ecoflap.core.export.verify import verify
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.record.evaluations import Evaluation
 from ecoflap.core.record.folder import RunFolder
@@ -25,6 +24,7 @@ from ecoflap.core.record.remembered import check_remembered
 from ecoflap.core.sealing.sealed import open_sealed
 from ecoflap.core.sweep.request import SweepRequest
 from ecoflap.core.sweep.sweep import sweep
+from ecoflap.core.verifying.verify import verify
 from ecoflap.plugins.datasets.text import Text
 from ecoflap.plugins.evaluators.agreement import Agreement
 from ecoflap.plugins.evaluators.kl import Kl

@@ -15,6 +15,7 @@ from sealed_by_hand import read_sealed, write_sealed
 import ecoflap
 from ecoflap.core.errors import ModelError, RecipeError, RunError
 from ecoflap.core.pruning.masks import read_masks
+from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.record.report import read_report
 from ecoflap.core.run.pipeline import default_name
 
@@ -350,3 +351,10 @@ def test_the_pruned_model_of_an_export_is_the_saved_one(plain, tmp_path):
     with safe_open(files[0] / "model.safetensors", "pt") as one, safe_open(files[1] / "model.safetensors", "pt") as two:
         assert all(torch.equal(one.get_tensor(name), two.get_tensor(name)) for name in one.keys())  # noqa: SIM118
     assert list(run.report.bytes) == ["model", "hugging_face", "safetensors"]
+
+
+def test_what_is_set_of_a_recipe_that_is_loaded_is_not_passed_over(plain, tmp_path):
+    loaded = parse_recipe(plain(), registry=ecoflap.load_registry())
+    with pytest.raises(RecipeError, match="set_ changes a recipe as it is read, and this one is loaded"):
+        ecoflap.run(loaded, set_=["sparsity=0.9"], folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

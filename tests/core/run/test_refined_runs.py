@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 import ecoflap
 from ecoflap.core.contracts.events import Progress, Refined, StageStarted
 from ecoflap.core.errors import EcoflapError, RecipeError
-from ecoflap.core.export.verify import verify
 from ecoflap.core.refining.kept_steps import KeptSteps
 from ecoflap.core.report.run_page import write_page
+from ecoflap.core.verifying.verify import verify
 
 REFINERS = [{"use": "reconstruct", "steps": 3, "learning_rate": 1e-3}, {"use": "distill", "steps": 4}]
 

@@ -20,9 +20,9 @@ import ecoflap
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.contracts.events import LayerPruned, Progress, StageStarted
 from ecoflap.core.errors import RunError
-from ecoflap.core.export.verify import verify
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.report import read_report
+from ecoflap.core.verifying.verify import verify
 
 POINTS = [
     "event:RunStarted:1",

@@ -12,6 +12,7 @@ from torch import nn
 import ecoflap
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.adapters.shared.contrastive import pair_problems
+from ecoflap.core.contracts.blame import PartError
 from ecoflap.core.contracts.protocols import Evaluator, ignore
 from ecoflap.core.contracts.records import Sample
 from ecoflap.core.errors import DataError, EcoflapError, ModelError
@@ -119,3 +120,32 @@ def test_a_broken_model_and_no_data():
                 "use": "loss", "data": {"use": "text"}, "batch_size": 0}},
             registry=ecoflap.load_registry(),
         )  # fmt: skip
+
+
+class GivesOneForEach(Counted):
+    """Its loss has a number for each sample, which is what adapters do first."""
+
+    def loss(self, model: nn.Module, batch: Any) -> Any:
+        return batch["input_ids"][:, 0].double()
+
+
+class Fails(Counted):
+    """Its loss raises."""
+
+    def loss(self, model: nn.Module, batch: Any) -> Any:
+        raise KeyError("labels")
+
+
+@pytest.mark.parametrize(
+    ("adapter", "told"),
+    [
+        (
+            GivesOneForEach,
+            r"the adapter GivesOneForEach, computing the loss, gave a tensor of \(2,\) in torch\.float64",
+        ),
+        (Fails, r"the adapter Fails, computing the loss, raised KeyError: 'labels'\."),
+    ],
+)
+def test_an_adapter_whose_loss_is_none_is_named_and_not_the_evaluator(adapter, told):
+    with pytest.raises(PartError, match=told):
+        Loss(numbers(1, 2), batch_size=2)(Words(), adapter(), ignore)

@@ -11,6 +11,9 @@ from ecoflap import EcoflapError, Estimate
 from ecoflap.core.planning.plan import make_plan, pools_of
 from ecoflap.core.planning.plan_file import write_plan
 from ecoflap.core.planning.scores import header_line, score_line
+from ecoflap.core.record.folder import RunFolder
+from ecoflap.core.sealing.sealed_text import write_sealed_text
+from ecoflap.core.text.strict_yaml import write_yaml
 from ecoflap.plugins.allocators.uniform import Uniform
 from ecoflap.plugins.scorers.from_run import FromRun
 
@@ -75,3 +78,21 @@ def test_a_plan_hears_of_scores_that_are_not_there_or_of_another_model(replay, t
     (tmp_path / "scores.jsonl").unlink()
     (problem,) = FromRun(tmp_path).problems(context(RECIPE, replay.anatomy))
     assert "no such file; scores are there once a run has scored" in problem
+
+
+def scored_by(folder, score):
+    folder.mkdir()
+    write_sealed_text(RunFolder(folder).recipe, write_yaml({"score": score}))
+
+
+def test_whose_scores_they_are_is_looked_up_along_runs(tmp_path):
+    scored_by(tmp_path / "first", {"use": "zeroth_order", "samples": 4})
+    scored_by(tmp_path / "second", {"use": "from_run", "run": str(tmp_path / "first")})
+    assert FromRun(tmp_path / "second").like == "zeroth_order"
+    assert FromRun(tmp_path / "nowhere").like is None
+
+
+def test_two_runs_that_name_each_other_are_nobodys(tmp_path):
+    for one, other in (("first", "second"), ("second", "first")):
+        scored_by(tmp_path / one, {"use": "from_run", "run": str(tmp_path / other)})
+    assert FromRun(tmp_path / "first").like is None

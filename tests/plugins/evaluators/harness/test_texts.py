@@ -27,6 +27,8 @@ def test_a_request_is_a_question_on_an_image_in_rgb():
         ({"max_gen_toks": 7, "temperature": 0.0, "until": ["\n"]}, Generation(7, 0)),
         ({"max_new_tokens": 8, "num_beams": 3, "do_sample": False}, Generation(8, 0, 3)),
         ({"max_new_tokens": 8, "num_beams": 3, "length_penalty": -1}, Generation(8, 0, 3, -1.0)),
+        ({"max_new_tokens": 8, "num_beams": 2, "length_penalty": 0.0}, Generation(8, 0, 2, 0.0)),
+        ({"num_beams": None, "length_penalty": None}, Generation(99, 0)),
     ],
 )
 def test_settings_are_those_of_a_generation(settings: dict[str, Any], generation: Generation):

@@ -6,7 +6,7 @@ import pytest
 
 import ecoflap
 from ecoflap.core.errors import FormatError, RunError
-from ecoflap.core.export.verify import verify
+from ecoflap.core.verifying.verify import verify
 
 
 @pytest.fixture(scope="module")

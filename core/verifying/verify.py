@@ -11,9 +11,7 @@ from ecoflap.core.budget.weight_scores import WeightScores
 from ecoflap.core.disk.reading import unread
 from ecoflap.core.disk.whole_files import sha256_of
 from ecoflap.core.errors import EcoflapError, FormatError, RunError
-from ecoflap.core.export.comparison_files import check_comparison_file, there
 from ecoflap.core.export.exports import read_record
-from ecoflap.core.export.missing import PAGE, check_nothing_missing, check_plan, check_records, is_run
 from ecoflap.core.packed.into_model import is_packed
 from ecoflap.core.planning.plan_file import check_scores_of, read_plan
 from ecoflap.core.planning.scores import folder_of, read_scores
@@ -32,6 +30,8 @@ from ecoflap.core.sealing.sealed import check_sealed, open_sealed
 from ecoflap.core.sealing.sealed_lines import last_seal
 from ecoflap.core.sealing.sealed_text import read_sealed_text
 from ecoflap.core.sealing.sums import SUMS, check_sums, read_sums
+from ecoflap.core.verifying.comparison_files import check_comparison_file, there
+from ecoflap.core.verifying.missing import PAGE, check_nothing_missing, check_plan, check_records, is_run
 
 _REFINING = {one.FILE: one.FORMAT for one in (kept_steps, finished_refiners)}
 """The files of refiners of the whole model among finished blocks, with their formats."""

@@ -10,10 +10,10 @@ import ecoflap
 from ecoflap.core.compare.comparison import compared
 from ecoflap.core.compare.page import write_comparison
 from ecoflap.core.errors import FormatError, RunError
-from ecoflap.core.export.comparison_files import FILES, PAGE
-from ecoflap.core.export.verify import verify
 from ecoflap.core.record.open_run import open_run
 from ecoflap.core.sweep.runs import record_runs
+from ecoflap.core.verifying.comparison_files import FILES, PAGE
+from ecoflap.core.verifying.verify import verify
 
 NAMES = (
     "recipe.yaml", "fingerprints.json", "scores.jsonl", "plan.json", "evaluations.jsonl", "masks.safetensors",

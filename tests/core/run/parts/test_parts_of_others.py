@@ -7,6 +7,7 @@ import torch
 from transformers_version import LEAVES_WEIGHTS
 
 import ecoflap
+from ecoflap import Sample
 from ecoflap.core.contracts.records import Measure
 from ecoflap.core.errors import ModelError
 
@@ -182,3 +183,18 @@ def test_modes_that_an_evaluator_leaves_are_put_back(plain, tmp_path, what):
     run = ecoflap.run(plain(evaluate={"use": Meddles, "what": what}), folder=tmp_path / "run")
     assert not any(module.training for module in run.model.modules())
     assert all(parameter.requires_grad for parameter in run.model.parameters())
+
+
+class Halves:
+    """A dataset that writes into the model."""
+
+    def __call__(self, adapter, model, note):
+        model.lm_head.weight.data.mul_(0.5)
+        yield Sample(tokens=torch.arange(3, 11))
+
+
+def test_a_dataset_that_writes_into_the_model_is_refused(plain, tmp_path):
+    """All that comes next would be of another model, the dense evaluation too."""
+    said = r"the dataset .*Halves has left the model, .* otherwise than it was given: lm_head\.weight was written"
+    with pytest.raises(ModelError, match=said):
+        ecoflap.run(plain(calibration={"use": Halves}), folder=tmp_path / "run")

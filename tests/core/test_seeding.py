@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ecoflap.core.forward.noise import seeded
+from ecoflap.core.seeding import seeded
 
 DRAWS = {"torch": lambda: float(torch.rand(())), "numpy": np.random.rand, "python": random.random}
 

@@ -1,0 +1,1 @@
+"""Read all that a folder of ours holds against what was written."""

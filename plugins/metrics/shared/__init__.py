@@ -1,1 +1,0 @@
-"""Holds what those share that ask a metric."""
