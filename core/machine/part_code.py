@@ -6,7 +6,7 @@ A version does not tell: that of a package in work stays what it is, and a part 
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from hashlib import sha256
@@ -125,7 +125,7 @@ def _written(one: Callable[..., Any]) -> PartCode | None:
     Of a class in a notebook Python finds no file, and its functions are what there is to read.
     """
     inside = _functions_of(one) if isinstance(one, type) else []
-    for parts in ([one], inside):
+    for parts in ([one], inside) if _is_of_its_file(one, inside) else (inside,):
         try:
             text = "".join(map(inspect.getsource, parts))
             file = inspect.getsourcefile(parts[0]) if parts else None
@@ -135,6 +135,17 @@ def _written(one: Callable[..., Any]) -> PartCode | None:
             return PartCode(file or "a script", _sum_of_text(text))
     run = "".join(map(_run_by, _functions_of(one)))
     return PartCode("what was typed", _sum_of_text(run)) if run else None
+
+
+def _is_of_its_file(one: Callable[..., Any], inside: Sequence[FunctionType]) -> bool:
+    """Say whether the file that Python names for a class has any of its functions.
+
+    From 3.13 on a class that was typed is looked for, by its line, in the script that ran before it.
+    """
+    with suppress(OSError, TypeError):
+        file = inspect.getsourcefile(one)
+        return not inside or any(inspect.unwrap(function).__code__.co_filename == file for function in inside)
+    return True
 
 
 def _functions_of(one: object) -> list[FunctionType]:
