@@ -40,8 +40,7 @@ from ecoflap.core.record.folder import RunFolder
 RECIPES = Path(__file__).parents[1] / "recipes"
 LLAVA = RECIPES.parent / "examples" / "box" / "llava" / "built"
 """Where ``python examples/box/llava/build_llava.py`` has put it."""
-RECONSTRUCT, DISTILL = "{use: reconstruct}", "{use: distill}"
-SWAPPED = "{use: refit, inner: {use: swap, inner: wanda}}"
+RECONSTRUCT, BY_HALVES, DISTILL = "{use: reconstruct}", "{use: reconstruct, each: subblock}", "{use: distill}"
 PRUNERS = {
     "magnitude": ("prune={use: magnitude, compare: row}",),
     "wanda": ("prune=wanda",),
@@ -54,13 +53,14 @@ PRUNERS = {
     "wanda → refit": ("prune={use: refit, inner: wanda}",),
     "wanda → dsnot": ("prune={use: dsnot, inner: wanda}",),
     "wanda → swap": ("prune={use: swap, inner: wanda}",),
-    "wanda → swap → refit": (f"prune={SWAPPED}",),
+    "wanda → swap → refit": ("prune={use: refit, inner: {use: swap, inner: wanda}}",),
     "admm": ("prune=admm",),
     "admm, sequential": ("prune=admm", "sequential=true"),
     "admm, three rounds": ("prune=admm", "rounds=3"),
     "alps": ("prune=alps",),
     "wanda → reconstruct": ("prune=wanda", f"refine=[{RECONSTRUCT}]"),
     "admm → reconstruct": ("prune=admm", f"refine=[{RECONSTRUCT}]"),
+    "admm → reconstruct by halves": ("prune=admm", f"refine=[{BY_HALVES}]"),
     "admm → distill": ("prune=admm", f"refine=[{DISTILL}]"),
     "admm → reconstruct → distill": ("prune=admm", f"refine=[{RECONSTRUCT}, {DISTILL}]"),
 }

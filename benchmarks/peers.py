@@ -2,7 +2,7 @@
 
     python benchmarks/peers.py runs/peers benchmarks/results/peers.jsonl [--rounds 3] [--settings wanda-50% ...]
         --wanda PATH --sparsegpt PATH --llmcompressor PYTHON
-    python benchmarks/peers.py --table benchmarks/results/peers.jsonl
+    python benchmarks/peers.py --table benchmarks/results/peers_amx.jsonl
 
 PATH is a clone of github.com/locuslab/wanda or github.com/IST-DASLab/sparsegpt, PYTHON the interpreter of an
 environment with llm-compressor; what is not given is left out. one_peer.py does one pruning in a process of its own, on
