@@ -1,6 +1,6 @@
 """Pruning as others prune: time, memory and what comes out, on the same model and tokens, judged by one evaluator.
 
-    python benchmarks/peers.py runs/peers benchmarks/results/peers.jsonl [--rounds 3] [--settings wanda-50% ...]
+    python benchmarks/peers.py runs/peers runs/peers.jsonl [--rounds 3] [--settings wanda-50% ...]
         --wanda PATH --sparsegpt PATH --llmcompressor PYTHON
     python benchmarks/peers.py --table benchmarks/results/peers_amx.jsonl
 

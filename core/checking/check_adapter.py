@@ -34,7 +34,7 @@ class CheckedAnatomy(Anatomy):
 
     :param loss: The adapter's, of the samples in one batch.
     :param own_loss: The model's own of the same batch; None where there was nothing to compare with.
-    :param notes: A sentence for everything that was not checked.
+    :param notes: A sentence for everything that was not checked, and for names that the model has not.
     """
 
     loss: float
@@ -65,7 +65,7 @@ def check_adapter(
     problems: list[str] = []
     notes: list[str] = []
     try:
-        loss, own = _compared(replay, own_loss, problems)
+        loss, own = _compared(replay, own_loss, problems, notes)
         problems += _walked(replay)
         problems += _padding(replay, samples, notes)
         problems += _without_gradient(replay)
@@ -79,10 +79,13 @@ def check_adapter(
     return CheckedAnatomy(anatomy.towers, anatomy.layers_of, loss, own, tuple(notes))
 
 
-def _compared(replay: Replay, own_loss: OwnLoss | None, problems: list[str]) -> tuple[float, float | None]:
+def _compared(
+    replay: Replay, own_loss: OwnLoss | None, problems: list[str], notes: list[str]
+) -> tuple[float, float | None]:
     """Give the adapter's loss and the model's own; what is wrong with it, and what ran and is no layer, is added."""
     found = hold_against_model(replay, own_loss)
     problems += [one.sentence for one in found.coverage.forgotten()]
+    notes += found.coverage.nowhere()
     if found.wrong_loss is not None:
         problems.append(found.wrong_loss)
     return found.loss, found.own

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import nn
 
 from ecoflap.core.checking.uses import Uses
-from ecoflap.core.errors import first_of
+from ecoflap.core.errors import cut, first_of, nearest
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer
 from ecoflap.core.model.kept_parts import is_connector, is_router, kept_outside
 from ecoflap.core.model.never_pruned import why_left_out
@@ -58,6 +58,14 @@ class Coverage:
         yield from (self._matrix(names) for names in inside.values())
         yield from self._outside()
         yield from self._no_matrices()
+
+    def nowhere(self) -> Iterator[str]:
+        """Say which of the names that are left out on purpose the model has not, so that nothing is kept by them."""
+        there = {name for name, _ in (*_named(self.model), *self.model.named_modules(remove_duplicate=False))}
+        for name in self.left_out:
+            if name not in there:
+                said = f"left_out() names {cut(name)!r}, which is no module and no parameter of the model"
+                yield f"{said}.{nearest(name, there)}"
 
     def shares(self) -> tuple[int, int]:
         """Count the weights that are layers' in blocks, and those of all matrices in blocks that ran.
@@ -164,7 +172,7 @@ class Coverage:
 
 
 def _named(block: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Name a block's parameters by every name, also those that the model lists under another one first."""
+    """Name a module's parameters by every name, also those that the model lists under another one first."""
     return block.named_parameters(remove_duplicate=False)
 
 

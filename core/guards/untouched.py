@@ -35,7 +35,7 @@ def untouched(who: str, weight: Tensor, seen: Statistics) -> Iterator[None]:
         ]
     given |= {called: one for called, _, _, one in members}
     cure = "Have it write into what it has made itself: weight.abs().mul_(…) and not weight.abs_().mul_(…)"
-    with unwritten(who, given, cure, counting=True):
+    with settings_put_back(), unwritten(who, given, cure, counting=True):
         yield
     replaced = [called for called, statistic, name, one in members if getattr(statistic, name, None) is not one]
     if replaced:  # another tensor; what was None or counts is a statistic's own to fill in
@@ -71,14 +71,13 @@ def watched(given: Mapping[str, Tensor], *, counting: bool) -> Callable[[], list
 
 @contextmanager
 def modes_put_back(model: nn.Module) -> Iterator[None]:
-    """Put back behind a part which of a model's modules train and which parameters want gradients, and whether torch
-    follows gradients.
+    """Put back behind a part which of a model's modules train, which parameters want gradients, and torch's settings.
 
     A module that trains drops some of what it gives, so that masks would depend on who had looked at the model before.
     """
     modes = [(module, module.training) for module in model.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    with torch.set_grad_enabled(torch.is_grad_enabled()):
+    with settings_put_back():
         try:
             yield
         finally:
@@ -88,6 +87,21 @@ def modes_put_back(model: nn.Module) -> Iterator[None]:
                 if parameter.requires_grad != is_wanted:
                     with suppress(RuntimeError):  # of whole numbers, which nothing but another check can refuse
                         parameter.requires_grad = is_wanted
+
+
+@contextmanager
+def settings_put_back() -> Iterator[None]:
+    """Put back behind a part what torch has for all of the process: whether it follows gradients, what type of numbers
+    it makes by default, and by how many threads it computes, on which last bits of sums depend.
+    """
+    dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
+    with torch.set_grad_enabled(torch.is_grad_enabled()):
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+            if torch.get_num_threads() != threads:
+                torch.set_num_threads(threads)
 
 
 def _seen(tensor: Tensor, counting: bool) -> tuple[Any, Tensor]:

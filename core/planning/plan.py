@@ -17,6 +17,7 @@ from ecoflap.core.contracts.answers import shown
 from ecoflap.core.contracts.protocols import Allocator
 from ecoflap.core.contracts.records import Estimate, Granularity, TokenChoice
 from ecoflap.core.errors import EcoflapError, ModelError
+from ecoflap.core.guards.untouched import settings_put_back
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer
 from ecoflap.core.planning.scores import Scores
 from ecoflap.core.seeding import seed_for, seeded
@@ -155,7 +156,7 @@ def make_plan(
     """
     layers: dict[str, PlannedLayer] = {}
     groups: dict[str, PlannedGroup] = {}
-    with seeded(seed_for(seed, "allocate")):
+    with settings_put_back(), seeded(seed_for(seed, "allocate")):
         for pool in pools:
             for name, members, group in _budgeted(pool, allocator, granularity, scores, before):
                 groups[name] = group

@@ -17,6 +17,7 @@ from ecoflap.core.contracts.protocols import Adapter, Note
 from ecoflap.core.contracts.records import Batch, Sample
 from ecoflap.core.errors import DataError
 from ecoflap.core.forward.nested import batch_on
+from ecoflap.core.guards.untouched import settings_put_back
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import CalibrationKeys
 from ecoflap.core.sealing.sealed import hash_of
@@ -98,7 +99,7 @@ def read_samples(
     :param most: How many of them, from the first; None for all.
     :param seed: Of what it draws from the global generators.
     """
-    with seeded(seed_for(seed, "samples")):
+    with settings_put_back(), seeded(seed_for(seed, "samples")):
         return _read_samples(f"the dataset {data.use}", data, adapter, model, note, most)
 
 

@@ -19,6 +19,7 @@ from ecoflap.core.errors import first_of
 from ecoflap.core.forward.observation import Observed
 from ecoflap.core.forward.paused import PausedForwards
 from ecoflap.core.forward.replay import Replay
+from ecoflap.core.guards.untouched import settings_put_back
 from ecoflap.core.model.anatomy import Block, Layer
 from ecoflap.core.planning.plan import Plan
 from ecoflap.core.pruning.block_files import BlockFiles, FinishedLayer
@@ -95,15 +96,18 @@ class BlockwisePruning:
             if self.finished_weights is not None and index < last:
                 self.finished_weights.read_ahead(self.replay.blocks[index + 1])
             is_finished = bool(layers) and self._files.is_there(index)
-            inside = self._dense_blocks.advance(index, [] if is_finished else layers, self._refiners(index))
+            with settings_put_back():  # a run that was cut off behind this block goes on without what was set in it
+                inside = self._dense_blocks.advance(index, [] if is_finished else layers, self._refiners(index))
+                if layers:
+                    self._finish_block(index, layers, masks, inside)
             if layers:
-                self._finish_block(index, layers, masks, inside)
                 done += 1
                 self.emit(Progress("prune", done, total, "blocks"))
             if self._needs_data(index, planned) and self.replay.finished <= index:
                 self.replay.advance(index)
         return masks
 
+    @settings_put_back()
     def _keep_loss_gradients(self, planned: Sequence[Sequence[Layer]]) -> None:
         """Take the loss' gradient of the dense model, before any block is pruned or taken over, where pruners want it.
 

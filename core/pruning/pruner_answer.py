@@ -34,8 +34,7 @@ def pruned_layer(
 
     :param seed: The recipe's, from which follows what it draws.
     """
-    as_before = torch.set_grad_enabled(torch.is_grad_enabled())
-    with at_layer(place.name), as_before, seeded(seed_for(seed, "prune", place.name)):
+    with at_layer(place.name), seeded(seed_for(seed, "prune", place.name)):
         return asked(f"the pruner {pruner.use}", pruner.built, weight, seen, planned.budget, place)
 
 

@@ -148,6 +148,8 @@ class Evaluation:
             measures = {name: self._checked(name, asdict(measure)) for name, measure in found.items()}
             seals = {"remembered": self._remember(path, model, adapter, note)} if is_remembered else {}
         refuse_changed(ranks)
+        if stage == "pruned":
+            self._tell_other_counts(path, measures, note)
         return {"stage": stage, **self._identity, "measures": measures, **seals}
 
     def take_over(self, source: Path, target: Path) -> None:
@@ -192,6 +194,17 @@ class Evaluation:
         if wrong or not isinstance(found, Mapping):
             answered = f"answered with {shown(wrong[0] if wrong else found)}"
             raise EcoflapError(f"the evaluator {self.evaluator.use} {answered}; it gives a Measure by each name")
+
+    def _tell_other_counts(self, path: Path, measures: Mapping[str, Mapping[str, Any]], note: Note) -> None:
+        """Say where a measure is over another number of things than that of the dense model, beside which it stands."""
+        line = self.line(path, "dense")
+        dense = {} if line is None else line["measures"]
+        for name, measure in measures.items():
+            if name in dense and dense[name]["n"] != measure["n"]:
+                counts = (
+                    f"{measure['n']:,} {measure['unit'] or 'things'}, and over {dense[name]['n']:,} for the dense model"
+                )
+                note(f"{name} is over {counts}: the two are of other data, and say little of what was lost")
 
     def _checked(self, name: str, measure: dict[str, Any]) -> dict[str, Any]:
         """Hold a measure to its types. JSON knows no infinity: the standard error of a single thing is null."""

@@ -6,14 +6,13 @@ from math import isfinite
 from time import perf_counter
 from typing import Any
 
-import torch
-
 from ecoflap.core.contracts.answers import shown
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.events import Event, Refined, Warned
 from ecoflap.core.contracts.options import RefinerOptions
 from ecoflap.core.errors import ModelError, NotFiniteError
+from ecoflap.core.guards.untouched import settings_put_back
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.refining.block_view import BlockView
 from ecoflap.core.refining.views import RefinedView
@@ -80,8 +79,7 @@ def _trained(
         view.begin_try(tries)
         who = f"the refiner {refiner.use}, at {view.name},"
         drawing = seeded(seed_for(view.seed, "refine", view.name, number, tries))
-        as_before = torch.set_grad_enabled(torch.is_grad_enabled())
-        with as_before, drawing, weights.trained_alone(who, view.shown), blaming(who):
+        with settings_put_back(), drawing, weights.trained_alone(who, view.shown), blaming(who):
             _has_run(who, one(view))
         weights.round()
         after, tries = _errors(view), tries + 1

@@ -110,6 +110,14 @@ def test_all_that_runs_is_covered_but_what_is_kept_on_purpose():
     assert forgotten([*STAGED, *PLAIN], ["mystery.weight"])[1] == []
 
 
+def test_what_is_left_out_and_is_not_there_is_told():
+    coverage, _ = forgotten(
+        [*STAGED, *PLAIN], ["layers.1", "stages.0.1.gate", "mystery.weight", "layers.1.frist.weight"]
+    )
+    said = "left_out() names 'layers.1.frist.weight', which is no module and no parameter of the model."
+    assert list(coverage.nowhere()) == [f"{said} Did you mean 'layers.1.first.weight'?"]
+
+
 def test_a_stack_in_stages_is_one():
     _, found = forgotten(PLAIN, ["mystery.weight"])
     assert [(kind, size) for kind, size, _ in found] == [("stack", 4 * 16)]

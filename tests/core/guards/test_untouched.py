@@ -1,5 +1,7 @@
 """What writes into what it is given to look at is named."""
 
+from contextlib import suppress
+
 import pytest
 import torch
 
@@ -119,3 +121,19 @@ def test_what_a_statistic_fills_in_by_itself_is_its_own():
         with untouched("the pruner Mine", torch.ones(2, 3), seen):
             assert seen[Kept].roots().tolist() == [2.0] * 3
     assert seen[Kept].asked == 2
+
+
+def test_what_a_part_has_set_for_all_of_torch_is_put_back():
+    """Masks of the layers behind it would be of other sums, and differ where a run was cut off in between."""
+
+    def settings():
+        return torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()
+
+    before = settings()
+    with suppress(KeyError), untouched("the metric Mine", torch.ones(3, 3), Statistics()):
+        torch.set_default_dtype(torch.float64)
+        torch.set_num_threads(before[1] + 1)
+        torch.set_grad_enabled(not before[2])
+        assert all(now != then for now, then in zip(settings(), before, strict=True))
+        raise KeyError
+    assert settings() == before

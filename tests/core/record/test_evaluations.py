@@ -207,6 +207,20 @@ def test_a_standard_error_below_zero_is_refused(error, tmp_path):
         evaluation.run(tmp_path / "lines", "dense", nn.Identity(), LlamaAdapter(), ignore)
 
 
+@pytest.mark.parametrize(("counts", "said"), [((3, 3), []), ((4, 3), ["3 pages, and over 4 for the dense model"])])
+def test_a_measure_over_other_data_than_the_dense_models_is_told(counts, said, tmp_path):
+    class Counted:
+        def __call__(self, model, adapter, note):
+            return {"read": Measure(1.0, len(model), 0.0, "pages")}
+
+    told: list[str] = []
+    for stage, count in zip(("dense", "pruned"), counts, strict=True):
+        evaluation, model = Evaluation(PartSpec("evaluator", "counted", {}, Counted)), nn.Sequential()
+        model.extend(nn.Identity() for _ in range(count))
+        evaluation.run(tmp_path / "lines", stage, model, LlamaAdapter(), told.append)
+    assert told == [f"read is over {one}: the two are of other data, and say little of what was lost" for one in said]
+
+
 def test_where_the_files_lie_does_not_matter(tmp_path):
     """A finished sweep is one for whoever has the same files elsewhere, as another installation has its text."""
     for folder, content in (("here", "a"), ("there", "a"), ("otherwise", "b")):

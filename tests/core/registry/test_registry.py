@@ -33,6 +33,13 @@ def test_what_is_not_there_is_told_with_the_nearest(world, problems):
     assert "makes no part" in problems(registry.find, "pruner", "toy_a:__name__")
 
 
+def test_code_that_raises_as_it_is_imported_is_told_with_its_line(world, problems):
+    world.module("toy_wrong", "import math\n\nHALF = 1 / math.sin(0)\n")
+    told = problems(world.load("").trusting(True).find, "pruner", "toy_wrong:Mine")
+    said = "the pruner 'toy_wrong:Mine' cannot be imported: ZeroDivisionError: float division by zero."
+    assert told == f"{said} It happened in toy_wrong.py:3, <module>."
+
+
 @pytest.mark.parametrize(
     ("kind", "name", "told"),
     [

@@ -33,5 +33,6 @@ def test_an_evaluator_is_not_blamed_for_them(pruned, tmp_path):
 
 def test_an_exporter_is_not_blamed_for_them(pruned, tmp_path):
     pytest.importorskip("onnx")
-    written = ecoflap.export_run(shutil.copytree(pruned[1], tmp_path / "run"), "onnx")
+    onnx = {"use": "onnx", "views": ["vision"]}
+    written = ecoflap.export_run(shutil.copytree(pruned[1], tmp_path / "run"), onnx)
     assert any(written.rglob("*.onnx"))
