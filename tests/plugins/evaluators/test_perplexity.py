@@ -36,6 +36,12 @@ def test_is_an_evaluator():
     assert isinstance(Perplexity(Windows(())), Evaluator)
 
 
+def test_a_sample_without_tokens_is_told_beforehand():
+    perplexity = Perplexity(Windows(()))
+    assert perplexity.lacks(Sample(text="w1 w2")) == "tokens; a dataset such as text gives them"
+    assert perplexity.lacks(sample(3, 0)) is None
+
+
 def test_by_hand(pico_llama: Callable[..., Any]):
     model, samples = pico_llama(), tuple(sample(length, length) for length in (10, 30, 21))
     found = Perplexity(Windows(samples))(model, LlamaAdapter(), ignore)["perplexity"]
