@@ -40,7 +40,7 @@ from ecoflap.core.record.folder import RunFolder
 RECIPES = Path(__file__).parents[1] / "recipes"
 LLAVA = RECIPES.parent / "examples" / "box" / "llava" / "built"
 """Where ``python examples/box/llava/build_llava.py`` has put it."""
-RECONSTRUCT, BY_HALVES, DISTILL = "{use: reconstruct}", "{use: reconstruct, each: subblock}", "{use: distill}"
+RECONSTRUCT, BY_SUBBLOCKS, DISTILL = "{use: reconstruct}", "{use: reconstruct, each: subblock}", "{use: distill}"
 PRUNERS = {
     "magnitude": ("prune={use: magnitude, compare: row}",),
     "wanda": ("prune=wanda",),
@@ -60,7 +60,7 @@ PRUNERS = {
     "alps": ("prune=alps",),
     "wanda → reconstruct": ("prune=wanda", f"refine=[{RECONSTRUCT}]"),
     "admm → reconstruct": ("prune=admm", f"refine=[{RECONSTRUCT}]"),
-    "admm → reconstruct by halves": ("prune=admm", f"refine=[{BY_HALVES}]"),
+    "admm → reconstruct by sub-blocks": ("prune=admm", f"refine=[{BY_SUBBLOCKS}]"),
     "admm → distill": ("prune=admm", f"refine=[{DISTILL}]"),
     "admm → reconstruct → distill": ("prune=admm", f"refine=[{RECONSTRUCT}, {DISTILL}]"),
 }

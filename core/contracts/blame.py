@@ -70,6 +70,14 @@ def sentence_of(error: BaseException) -> str:
     return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
+def sentence_and_place_of(error: BaseException) -> str:
+    """Write an error of code that is imported as one sentence, and behind it where it happened.
+
+    One that is made for users says by itself where that is.
+    """
+    return f"{sentence_of(error)}{'' if isinstance(error, EcoflapError) else place_of(error)}"
+
+
 def place_of(error: BaseException) -> str:
     """Give the innermost line of the part's own file that what raised was called from, or else the line that raised.
 

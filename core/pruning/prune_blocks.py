@@ -100,9 +100,8 @@ class BlockwisePruning:
                 inside = self._dense_blocks.advance(index, [] if is_finished else layers, self._refiners(index))
                 if layers:
                     self._finish_block(index, layers, masks, inside)
-            if layers:
-                done += 1
-                self.emit(Progress("prune", done, total, "blocks"))
+                    done += 1
+                    self.emit(Progress("prune", done, total, "blocks"))
             if self._needs_data(index, planned) and self.replay.finished <= index:
                 self.replay.advance(index)
         return masks

@@ -10,8 +10,8 @@ from typing import Any
 import pluggy
 
 from ecoflap.core.contracts import hookspecs
-from ecoflap.core.contracts.blame import place_of, sentence_of
-from ecoflap.core.errors import EcoflapError, RegistryError, nearest, unknown
+from ecoflap.core.contracts.blame import sentence_and_place_of, sentence_of
+from ecoflap.core.errors import RegistryError, nearest, unknown
 from ecoflap.core.registry.settings import Settings
 
 BUILT_IN = "built-in"
@@ -115,8 +115,7 @@ def _register_one(manager: pluggy.PluginManager, plugin: Plugin) -> list[str]:
         module = import_target(plugin.target)
         implementation = module() if isinstance(module, type) else module
     except (Exception, SystemExit) as error:  # whatever a plugin does at import, it is named
-        place = "" if isinstance(error, EcoflapError) else place_of(error)
-        return [f"{plugin} did not load: {sentence_of(error)}{place} {plugin.way_out}"]
+        return [f"{plugin} did not load: {sentence_and_place_of(error)} {plugin.way_out}"]
     problems = _wrong_hooks(manager, plugin, implementation)
     if problems or manager.is_registered(implementation):
         return problems

@@ -9,10 +9,10 @@ from typing import Any
 
 import pluggy
 
-from ecoflap.core.contracts.blame import place_of, sentence_of
+from ecoflap.core.contracts.blame import sentence_and_place_of, sentence_of
 from ecoflap.core.contracts.conformance import factory_problems
 from ecoflap.core.contracts.kinds import KINDS
-from ecoflap.core.errors import EcoflapError, RegistryError, nearest, unknown
+from ecoflap.core.errors import RegistryError, nearest, unknown
 from ecoflap.core.registry.loading import Plugin, import_target, register, wanted_plugins
 from ecoflap.core.registry.parameters import Parameter, code_name, parameters_of
 from ecoflap.core.registry.settings import Placed, Settings, read_settings
@@ -167,8 +167,8 @@ def _imported(kind: str, path: str) -> Callable[..., Any]:
         found = import_target(path)
     except (Exception, SystemExit) as error:  # whatever its import does, the path is named
         hint = " Is it installed or on PYTHONPATH?" if isinstance(error, ModuleNotFoundError) else ""
-        place = "" if isinstance(error, EcoflapError) else place_of(error)
-        raise RegistryError(f"the {kind} {path!r} cannot be imported: {sentence_of(error)}{place}{hint}") from error
+        told = sentence_and_place_of(error)
+        raise RegistryError(f"the {kind} {path!r} cannot be imported: {told}{hint}") from error
     if not callable(found):
         raise RegistryError(f"the {kind} {path!r} is {found!r}, which makes no part; name a class or function.")
     problems = [f"{path}: {problem}" for problem in factory_problems(kind, found)]
