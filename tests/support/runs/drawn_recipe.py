@@ -45,7 +45,9 @@ def drawn_keys(random: Random) -> dict[str, Any]:
     }
     if isinstance(keys["sparsity"], float):
         keys |= drawn_budget(random)
-        keys["rounds"] = random.choice([None, None, None, 2])
+        rounds = random.choice([None, None, None, 2])
+        of_curves = keys["score"] is not None and keys["score"]["use"] == "sensitivity"
+        keys["rounds"] = None if of_curves else rounds  # levels that an earlier round has passed are refused
     return keys
 
 
