@@ -74,10 +74,8 @@ def drawn_budget(random: Random) -> dict[str, Any]:
 def drawn_pruner(random: Random, depth: int = 2) -> Any:
     """Draw a pruner, one in another where that takes one."""
     compare = random.choice(["row", "layer"])
-    inner = depth and random.random() < 0.4
-    if inner:
-        outer: dict[str, Any] = {"use": random.choice(["refit", "swap", "dsnot"])}
-        return outer | {"inner": drawn_pruner(random, depth - 1)}
+    if depth and random.random() < 0.4:
+        return {"use": random.choice(["refit", "swap", "dsnot"]), "inner": drawn_pruner(random, depth - 1)}
     return random.choice([
         "magnitude", "sparsegpt",
         {"use": "wanda", "compare": compare},

@@ -1,8 +1,6 @@
 """Whatever parts meet in a recipe, a run that was killed, streamed or shared has the bits of one that was not."""
 
-import os
 import signal
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,13 +30,11 @@ def drawn(seed: int, folder: Path) -> dict[str, Any]:
 def killed_after(seconds: float, call: Callable[[], Any]) -> None:
     """Call it in a process that dies after so many seconds, wherever it is, if it has not ended before."""
 
-    def watched() -> None:
-        timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL))
-        timer.daemon = True
-        timer.start()
+    def timed() -> None:
+        signal.setitimer(signal.ITIMER_REAL, seconds)  # whose signal ends a process where none waits for it, also in C
         call()
 
-    in_a_fork({}, watched)
+    in_a_fork({}, timed)
 
 
 @pytest.mark.parametrize("seed", range(24))
