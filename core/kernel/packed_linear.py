@@ -6,8 +6,7 @@ becomes faster than the other. :func:`multiplied` does the same and spares a tok
 """
 
 import math
-from collections.abc import Callable, Sequence
-from operator import call
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,14 +24,22 @@ try:
     from torch._C import _get_tracing_state, _len_torch_dispatch_stack, _len_torch_function_stack
     from torch._C._autograd import _profiler_enabled
     from torch._C._functorch import peek_interpreter_stack
-except ImportError:  # they are torch's own, and not promised: without one of them all goes through the dispatcher
-    ONLOOKERS: tuple[Callable[[], Any], ...] = (lambda: True,)
+
+    forward_ad._current_level  # noqa: B018 - asked for, to know that there is one
+except (ImportError, AttributeError):  # torch's own, and not promised: without one all goes through the dispatcher
+
+    def _is_looked_on() -> bool:
+        return True
+
 else:
-    ONLOOKERS = (
-        torch.is_grad_enabled, _len_torch_dispatch_stack, _len_torch_function_stack, peek_interpreter_stack,
-        _get_tracing_state, _profiler_enabled, lambda: _is_in_dual_level(),
-    )  # fmt: skip
-"""Tell what has to see an operator: gradients, modes, transforms such as ``vmap``, traces and profiles."""
+
+    def _is_looked_on() -> bool:
+        """Say whether something has to see an operator: gradients, modes, transforms as ``vmap``, traces, profiles."""
+        modes = _len_torch_dispatch_stack() or _len_torch_function_stack() or peek_interpreter_stack()
+        derived = torch.is_grad_enabled() or forward_ad._current_level >= 0
+        return bool(derived or modes or _get_tracing_state() or _profiler_enabled())
+
+
 PANEL = 1 << 22
 """Bytes of decoded weights that are in memory at a time."""
 
@@ -54,12 +61,13 @@ def multiplied(
 ) -> Float[Tensor, "*batch out"]:
     """Multiply as the operator does, and past torch's dispatcher where nobody looks on.
 
-    The dispatcher takes 5 to 10 µs, and a layer of a small model is multiplied in less.
+    The dispatcher takes 5 to 10 µs, and a layer of a small model is multiplied in less. So what stands here and in
+    :func:`packed_linear` is what takes least time: a model has hundreds of layers, and each is asked at every token.
 
     :raises KernelError: As the operator does, and where a derivative is to go through it forward, as by ``jvp``.
     """
     if not torch.compiler.is_compiling():
-        if not any(map(call, ONLOOKERS)) and _are_plain(x, packed, bias):
+        if not _is_looked_on() and _are_plain(x, packed, bias):
             return packed_linear(x, packed, bias, outputs)
         if _is_in_dual_level() and (_has_tangent(x) or (bias is not None and _has_tangent(bias))):
             raise KernelError(UNTRAINED)  # torch would take what an operator says nothing of for zero
@@ -69,7 +77,7 @@ def multiplied(
 
 def _are_plain(x: Tensor, packed: Tensor, bias: Tensor | None) -> bool:
     """Say whether tensors lie in memory as they are, on the CPU, and are of no class of somebody's own."""
-    if not (type(x) is type(packed) is Tensor and _lies(x) and _lies(packed)):
+    if type(x) is not Tensor or type(packed) is not Tensor or not (_lies(x) and _lies(packed)):
         return False
     return bias is None or (type(bias) in (nn.Parameter, Tensor) and _lies(bias))
 
@@ -102,37 +110,44 @@ def packed_linear(
 
     :raises KernelError: Where the numbers do not fit each other, or the matrix is damaged.
     """
-    _refuse_scalar(x)
-    x = _lying_well(x)
-    rows = x.shape[:-1]
-    y, batch = x.new_empty((*rows, outputs)), math.prod(rows)
+    if not (x.is_contiguous() and x.ndim):
+        _refuse_scalar(x)
+        x = _lying_well(x)
+    *rows, inputs = x.shape
+    y, batch = x.new_empty(*rows, outputs), math.prod(rows)
     taken = route()
     most = taken.batch(x.dtype)  # 0 where there is no library, and there may be no rows
     if batch > most:  # only now is it worth the time to look: int8 goes further
         most = taken.batch(x.dtype, shape_of(packed).values)
     multiply = _by_library if most and batch <= most else _by_panels
-    multiply(taken, x, batch, packed, bias, y)
+    multiply(taken, x, (batch, inputs, outputs), packed, bias, y)
     return y
 
 
 def _by_library(
     taken: Route,
     x: Float[Tensor, "*batch in"],
-    batch: int,
+    sizes: tuple[int, int, int],
     packed: Tensor,
     bias: Tensor | None,
     y: Float[Tensor, "*batch out"],
 ) -> None:
-    """Multiply by the library, which checks what is given; where it refuses, what it was is looked for here."""
+    """Multiply by the library, which checks what is given; where it refuses, what it was is looked for here.
+
+    :param sizes: How many rows x has, of how many inputs, and how many outputs each gets.
+    """
     assert taken.library is not None
-    packed, outputs, inputs = aligned(packed), y.shape[-1], x.shape[-1]
+    batch, inputs, outputs = sizes
     if bias is not None and (bias.dtype != x.dtype or not bias.is_contiguous() or len(bias) != outputs):
         _check(x, packed, bias, outputs)
         bias = bias.contiguous()
-    matrix = packed.data_ptr(), packed.numel(), TYPES[x.dtype], outputs, inputs
-    stride = inputs if x.is_contiguous() else x.stride(0)  # an axis of one has any stride
-    rows = x.data_ptr(), batch, stride, None if bias is None else bias.data_ptr(), y.data_ptr()
-    if taken.library.functions.ecoflap_packed_linear(taken.number, *matrix, *rows, torch.get_num_threads()):
+    if packed.data_ptr() % 8 or not packed.is_contiguous():
+        packed = aligned(packed)
+    if taken.library.functions.ecoflap_packed_linear(
+        taken.number, packed.data_ptr(), packed.numel(), TYPES[x.dtype], outputs, inputs,
+        x.data_ptr(), batch, inputs if x.is_contiguous() else x.stride(0),  # an axis of one has any stride
+        None if bias is None else bias.data_ptr(), y.data_ptr(), torch.get_num_threads(),
+    ):  # fmt: skip
         said = taken.library.message
         _check(x, packed, bias, outputs)
         raise KernelError(said)
@@ -141,13 +156,13 @@ def _by_library(
 def _by_panels(
     taken: Route,
     x: Float[Tensor, "*batch in"],
-    batch: int,
+    sizes: tuple[int, int, int],
     packed: Tensor,
     bias: Tensor | None,
     y: Float[Tensor, "*batch out"],
 ) -> None:
     """Decode some rows of the matrix at a time, and let torch multiply with them."""
-    outputs, inputs = y.shape[-1], x.shape[-1]
+    batch, inputs, outputs = sizes
     _check(x, packed, bias, outputs)
     rows, products = x.reshape(batch, inputs), y.view(batch, outputs)
     each = max(1, PANEL // max(1, OUTPUTS * inputs * x.itemsize)) * OUTPUTS
@@ -164,8 +179,6 @@ def _refuse_scalar(x: Tensor) -> None:
 
 def _lying_well(x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch in"]:
     """Give rows that lie one behind the other, each without gaps: equally far apart where they are a matrix."""
-    if x.is_contiguous():
-        return x
     lies_well = x.ndim == 2 and x.stride(1) == 1 and x.stride(0) >= x.shape[1]
     return x if lies_well else x.contiguous()
 

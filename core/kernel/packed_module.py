@@ -120,7 +120,11 @@ class PackedLinear(DenseState, nn.Linear):
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         if torch.is_autocast_enabled("cpu"):  # torch's own products cast what they read; the weights stay as they are
             x = x.to(self.dtype)
-        return multiplied(x, self.packed, self.bias, self.out_features)
+        # Asked for one by its name, a module takes half a microsecond. A bias may be a property: a parametrization's.
+        packed: Any = self._buffers["packed"]
+        own = self._parameters
+        bias = own["bias"] if "bias" in own else self.bias  # noqa: SIM401 - .get would ask for the other each time
+        return multiplied(x, packed, bias, self.out_features)
 
     @property
     def weight(self) -> Float[Tensor, "out in"]:

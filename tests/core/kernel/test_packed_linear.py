@@ -14,6 +14,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.func import functional_call
+from torch.nn.utils.parametrize import register_parametrization
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -178,6 +179,21 @@ def test_a_bias_is_looked_at_as_closely(past):
         with suppress(RuntimeError, TypeError):  # whatever torch says to one that has no numbers
             packed_linear.multiplied(x, packed, pretended, 20)
         assert len(past) == 1
+
+
+class Doubled(nn.Module):
+    def forward(self, bias):
+        return 2 * bias
+
+
+def test_a_bias_that_is_computed_is_added():
+    """A parametrization takes the parameter out of its module, and gives what it makes of it in its place."""
+    weight, bias, x = (numbers(*shape, dtype=torch.float32) for shape in ((20, 30), (20,), (2, 30)))
+    weight[::2] = 0
+    layer = PackedLinear(pack_dense(weight), nn.Parameter(bias))
+    register_parametrization(layer, "bias", Doubled())
+    with torch.no_grad():
+        assert_right(layer(x), x, weight, 2 * bias)
 
 
 @pytest.mark.filterwarnings("ignore:.*jit.script")  # which torch 2.15 itself calls for forward derivatives
