@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ecoflap.core.checking.against_model import TOLERANCE, UNCOMPARED, hold_against_model
 from ecoflap.core.checking.own_loss import OwnLoss
 from ecoflap.core.checking.saved import try_to_save
-from ecoflap.core.contracts.adapter_answers import loss_of
+from ecoflap.core.contracts.adapter_answers import loss_of, max_length_of
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.contracts.records import Batch, Sample
@@ -60,13 +60,16 @@ def check_adapter(
     """
     with blaming(f"the adapter {type(adapter).__name__}, taking the model apart,"):
         anatomy = Anatomy.of(adapter.towers(model), adapter.layers, include=None)
+        anatomy.refuse_unnamed(model)
+        max_length_of(adapter, model)
         batch = adapter.collate(model, samples)
+        turned = adapter.collate(model, samples[::-1])
     replay = Replay(model, adapter, [batch], anatomy=anatomy)
     problems: list[str] = []
     notes: list[str] = []
     try:
         loss, own = _compared(replay, own_loss, problems, notes)
-        problems += _walked(replay)
+        problems += _walked(Replay(model, adapter, [batch, turned], anatomy=anatomy))
         problems += _padding(replay, samples, notes)
         problems += _without_gradient(replay)
         problems += _saved(replay, notes)
@@ -92,13 +95,21 @@ def _compared(
 
 
 def _walked(replay: Replay) -> Iterator[str]:
-    """Walk the blocks and say from which of them on the loss is off."""
+    """Walk the blocks and say from which of them on the loss is off, of two batches in turn.
+
+    Of one batch alone it would be right, too, where a block finds in the model what another has left there.
+    """
     with torch.no_grad(), without_fast_path():
-        plain = float(loss_of(replay.adapter, replay.model, replay.batches[0]))
+        plain = [float(loss_of(replay.adapter, replay.model, batch)) for batch in replay.batches]
     for index, block in enumerate(replay.blocks):
-        loss = float(replay.loss(index))
-        if _differs(loss, plain, replay.model):
-            yield f"the loss from {block.name} on is {loss}, and that of the plain forward {plain}"
+        losses = zip(replay.loss(index).tolist(), plain, strict=True)
+        off = next((both for both in losses if _differs(*both, replay.model)), None)
+        if off is not None:
+            yield (
+                f"the loss from {block.name} on is {off[0]}, and that of the plain forward {off[1]}. What a block "
+                f"gives is handed to the next, and kept beyond it where it is `tapped`; what it leaves elsewhere is "
+                f"lost"
+            )
         replay.advance(index)
 
 

@@ -27,6 +27,19 @@ def loaded_by(adapter: Adapter, source: Source, dtype: torch.dtype | None, devic
     return model
 
 
+def max_length_of(adapter: Adapter, model: nn.Module) -> int | None:
+    """Ask an adapter how many tokens a text may have; None where there is no limit.
+
+    :raises PartError: Where it raises, or gives no number of tokens.
+    """
+    who = f"the adapter {type(adapter).__name__}, asked for its longest text,"
+    with blaming(who):
+        longest: Any = adapter.max_length(model)
+    if longest is not None and (not isinstance(longest, int) or isinstance(longest, bool) or longest < 1):
+        raise PartError(f"{who} gave {shown(longest)}; a number of tokens is wanted, or None where there is no limit")
+    return longest
+
+
 def loss_of(adapter: Adapter, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
     """Compute an adapter's loss of a batch.
 

@@ -178,7 +178,8 @@ class Walk:
             previous = self._blocks[index - 1]
             if self._calls[index - 1] < (call + 1 if previous.tower == block.tower else 1):
                 raise ModelError(
-                    f"{block.name} runs before {previous.name}; its adapter must list blocks in the order they run"
+                    f"{block.name} runs before {previous.name}; its adapter must list blocks in the order they run, "
+                    f"and none but those that each forward calls"
                 )
         self._calls[index] += 1
         return call

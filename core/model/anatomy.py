@@ -5,13 +5,13 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
-from ecoflap.core.errors import ModelError
+from ecoflap.core.errors import ModelError, nearest, unknown
 from ecoflap.core.model.mapped_weights import MappedWeights
 
 Layout = Literal["batch token", "token batch", "selected", "routed"]
@@ -204,14 +204,36 @@ class Anatomy:
         listed = _held("`towers`", towers, Tower)
         for tower in listed:
             _refuse_other_towers(tower, _held(f"tower {tower.name!r}", tower.blocks, Block))
+        _refuse_twins(listed)
         wanted = tuple(tower for tower in listed if not tower.outside or include is None or tower.name in include)
         blocks = [block for tower in wanted for block in tower.blocks]
         layers_of = {block.name: _held("`layers`", layers(block), Layer) for block in blocks}
         for block in blocks:
+            _refuse_wrong_places(layers_of[block.name])
             _refuse_other_names(block, layers_of[block.name])
         anatomy = cls(wanted, layers_of)
         _refuse_repeats([layer for _, layer in anatomy.layers()])
         return anatomy
+
+    def refuse_unnamed(self, model: nn.Module) -> None:
+        """Refuse layers of names that no parameter of the model has: they would not be found in what is saved.
+
+        :raises ModelError: With each such block, and a name that its first layer might be meant to have.
+        """
+        names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+        known, wrong = set(names), dict[str, str]()
+        for block, layer in self.layers():
+            name = layer.name.split("[")[0]
+            if name not in known:
+                wrong.setdefault(block.name, f"{name}, of the block {block.name!r}.{nearest(name, names)}")
+        if wrong:
+            raise ModelError(
+                *(
+                    f"the adapter lists a layer by the name {said} The model has no parameter of that name, by which "
+                    f"plans, masks and files go"
+                    for said in wrong.values()
+                )
+            )
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
@@ -273,6 +295,27 @@ def _refuse_other_towers(tower: Tower, blocks: Sequence[Block]) -> None:
             )
 
 
+def _refuse_twins(towers: Sequence[Tower]) -> None:
+    """Refuse towers of one name, and blocks, for all that is learnt of them goes by that."""
+    for kind, names in (("tower", [one.name for one in towers]), ("block", [b.name for t in towers for b in t.blocks])):
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        if twice:
+            raise ModelError(f"the adapter lists two {kind}s named {twice[0]!r}: each should have a name of its own")
+
+
+def _refuse_wrong_places(layers: Sequence[Layer]) -> None:
+    """Refuse a layer whose part its parameter does not have, or whose input lies in no way that there is."""
+    for layer in layers:
+        if layer.layout not in get_args(Layout):
+            raise ModelError(f"the layer {layer.name}: {unknown('layout', str(layer.layout), get_args(Layout))}")
+        rows, size = _rows(layer), len(layer.parameter)
+        if layer.part is not None and not (0 <= rows.start < rows.stop <= size):
+            raise ModelError(
+                f"the layer {layer.name} is the part {layer.part} of a parameter that has {size} along its first axis, "
+                f"counted from 0"
+            )
+
+
 def _refuse_other_names(block: Block, layers: Sequence[Layer]) -> None:
     """Refuse a layer of another name than its parameter has, by which it would be looked for in what is saved.
 
@@ -302,10 +345,14 @@ def _refuse_repeats(layers: Sequence[Layer]) -> None:
     for layer in layers:
         rows, others = _rows(layer), listed.setdefault(id(layer.parameter), [])
         first = next((name for other, name in others if rows.start < other.stop and other.start < rows.stop), None)
-        if first is not None or layer.name in names:
+        if first is None and layer.name in names:
             raise ModelError(
-                f"the adapter lists one weight twice, as {first or layer.name} and as {layer.name}. "
-                f"It should be listed once"
+                f"the adapter lists two layers by the name {layer.name}: each has that of its parameter in the model's "
+                f"state_dict(), its block's before it"
+            )
+        if first is not None:
+            raise ModelError(
+                f"the adapter lists one weight twice, as {first} and as {layer.name}. It should be listed once"
             )
         names.add(layer.name)
         others.append((rows, layer.name))

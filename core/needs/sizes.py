@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from ecoflap.core.budget.counts import Pattern
+from ecoflap.core.contracts.adapter_answers import max_length_of
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.protocols import LossStatistic
 from ecoflap.core.forward.observation import bytes_of_statistic
@@ -34,8 +35,7 @@ def batches_of(keys: CalibrationKeys) -> int:
 
 def tokens_of_sample(prepared: Prepared, keys: CalibrationKeys) -> int:
     """Give how many tokens a sample has; 0 where that shows only when it is read."""
-    with blaming(f"the adapter {type(prepared.adapter).__name__}, asked for its longest text,"):
-        longest = prepared.adapter.max_length(prepared.model)
+    longest = max_length_of(prepared.adapter, prepared.model)
     with blaming(f"the dataset {keys.data.use}, asked for its tokens,"):
         tokens: int | None = keys.data.options.tokens_per_sample(longest)
     return tokens or 0

@@ -10,6 +10,7 @@ from torch import nn
 
 from ecoflap.core.budget.counts import Pattern
 from ecoflap.core.contracts.abilities import offers
+from ecoflap.core.contracts.adapter_answers import max_length_of
 from ecoflap.core.contracts.adapter_options import AdapterOptions
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.conformance import options_of
@@ -201,8 +202,7 @@ def _adapter_of(prepared: Prepared) -> str:
 
 
 def _length_problems(prepared: Prepared) -> Iterator[str]:
-    with blaming(_adapter_of(prepared)):
-        longest = prepared.adapter.max_length(prepared.model)
+    longest = max_length_of(prepared.adapter, prepared.model)
     for where, spec in prepared.recipe.specs():
         if spec.kind == "dataset":
             who = f"the dataset {spec.use}, asked for its tokens,"

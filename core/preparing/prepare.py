@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from ecoflap.core.contracts.adapter_answers import loaded_by
+from ecoflap.core.contracts.adapter_answers import loaded_by, max_length_of
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.errors import EcoflapError, ModelError, RecipeError
 from ecoflap.core.model.anatomy import Anatomy
@@ -73,7 +73,8 @@ def prepare(
         anatomy = Anatomy.of(adapter.towers(weightless), adapter.layers, recipe.included)
         if model is not None:
             refuse_computed(anatomy)
-        adapter.max_length(weightless)  # which is asked for again below, and shows here that an adapter does not fit
+        anatomy.refuse_unnamed(weightless)
+        max_length_of(adapter, weightless)  # it is asked for again below, and shows here that an adapter does not fit
     pools = tuple(pools_in(anatomy, recipe))
     prepared = Prepared(recipe, source, adapter, anatomy, pools, weightless)
     with processor_read(prepared) as unread:

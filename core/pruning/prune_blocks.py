@@ -293,7 +293,22 @@ class BlockwisePruning:
                 f"the router sent no calibration token to {len(unfed)} matrices of experts, which are pruned by their "
                 f"weights alone: {first_of(unfed, 6)}. More or other calibration data may reach them"
             )
+            whole = unfed_wholly(layers, unfed)
+            if whole:
+                sentence += (
+                    f". Of {first_of(whole, 2)} none was reached: a model that takes experts by an index of its own "
+                    f"(`weight[chosen]`), or multiplies with a copy of theirs, does so unseen"
+                )
             self.emit(Warned(sentence))
+
+
+def unfed_wholly(layers: Sequence[Layer], unfed: Sequence[str]) -> list[str]:
+    """Name the parameters of which each part is an expert's and none was reached."""
+    parts: dict[str, list[str]] = {}
+    for layer in layers:
+        if layer.layout == "routed" and layer.part is not None:
+            parts.setdefault(layer.name.split("[")[0], []).append(layer.name)
+    return [name for name, names in parts.items() if set(names) <= set(unfed)]
 
 
 def by_input(layers: Sequence[Layer], seen: Observed) -> list[list[Layer]]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from ecoflap.core.contracts.adapter_options import AdapterOptions
-from ecoflap.core.contracts.blame import blaming
+from ecoflap.core.contracts.blame import PartError, blaming
 from ecoflap.core.contracts.conformance import contract_problems, options_of
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.errors import ModelError, RegistryError
@@ -22,10 +22,14 @@ def adapter_for(source: Source, registry: Registry) -> Adapter:
     adapters: dict[str, Adapter] = {}
     claims: dict[str, int] = {}
     for name in registry.names("adapter"):
-        with blaming(f"the adapter {name}, asked whether it is the one for {source.name},"):
-            adapters[name] = registry.find("adapter", name)()
-            if knows(adapters[name], source):
-                claims[name] = options_of(AdapterOptions, adapters[name]).priority
+        try:
+            with blaming(f"the adapter {name}, asked whether it is the one for {source.name},"):
+                adapters[name] = registry.find("adapter", name)()
+                if knows(adapters[name], source):
+                    claims[name] = options_of(AdapterOptions, adapters[name]).priority
+        except PartError as error:
+            ways = f"{registry.way_out('adapter', name)} With model.adapter in a recipe, no other is asked."
+            raise PartError(*(f"{problem} {ways}" for problem in error.problems)) from error
     first = [name for name, priority in claims.items() if priority == max(claims.values())]
     if len(first) == 1:
         problems = list(contract_problems("adapter", adapters[first[0]], ()))

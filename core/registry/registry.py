@@ -105,6 +105,10 @@ class Registry:
             return Origin(code_name(self.find(kind, name)), "import path")
         return Origin(code_name(offer.factory), offer.plugin.source)
 
+    def way_out(self, kind: str, name: str) -> str:
+        """Say how to go on without a part that a plugin offers, as a sentence."""
+        return self._of_kind(kind)[self.real_name(kind, name)].plugin.way_out
+
     def defaults_for(self, kind: str, name: str) -> Placed:
         """Give the site defaults of a part: value and place by parameter."""
         return self.defaults.get(kind, {}).get(self.real_name(kind, name), {})

@@ -10,7 +10,13 @@ from ecoflap.core.model.anatomy import Anatomy
 
 
 def refuse_broken(model: nn.Module, source: str) -> None:
-    """Refuse a model with NaN or infinite weights, naming them, before anything is computed from them."""
+    """Refuse a model with weights that are NaN, infinite or not there, before anything is computed from them."""
+    missing = [name for name, p in model.named_parameters() if p.is_meta]
+    if missing:
+        raise ModelError(
+            f"{source}: {first_of(missing, 3)} have no numbers: they are on the meta device as the adapter's `load` "
+            f"gave the model. It should fill every parameter, and raise where a file has it not"
+        )
     broken = [name for name, p in model.named_parameters() if p.is_floating_point() and not is_finite(p.data)]
     if broken:
         raise ModelError(f"{source}: NaN or infinite weights in {first_of(broken, 3)}. Get the model anew")

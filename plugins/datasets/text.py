@@ -11,6 +11,7 @@ from typing import Literal
 
 from torch import nn
 
+from ecoflap.core.contracts.adapter_answers import max_length_of
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Adapter, Note
@@ -81,7 +82,7 @@ class Text:
         wrong = [*self._wrong_parameters()]
         if wrong:
             raise DataError(*wrong)
-        windows = TokenWindows.of(adapter, self.bos, self.tokens_per_sample(adapter.max_length(model)))
+        windows = TokenWindows.of(adapter, self.bos, self.tokens_per_sample(max_length_of(adapter, model)))
         with named_problems("text"):
             documents = self._portion(self._documents())
         if self.order == "random":

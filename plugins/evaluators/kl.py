@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
+from ecoflap.core.contracts.adapter_answers import max_length_of
 from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.options import DatasetOptions
@@ -81,7 +82,7 @@ class Kl:
     def remembered_bytes(self, context: PlanContext) -> int | None:
         """Multiply the most samples, positions and words; None where one of these shows only when the data are read."""
         data, words = options_of(DatasetOptions, self.data), _vocabulary(context.model)
-        tokens = data.tokens_per_sample(context.adapter.max_length(context.model))
+        tokens = data.tokens_per_sample(max_length_of(context.adapter, context.model))
         limits = [one for one in (self.positions, tokens) if one is not None]
         return 4 * data.samples * min(limits) * words if data.samples and limits and words else None
 

@@ -1,11 +1,13 @@
 """What an adapter says of a batch is held to what its contract has, in a sentence of the adapter's."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
 
 from ecoflap.adapters.llama import LlamaAdapter
-from ecoflap.core.contracts.adapter_answers import loaded_by, loss_of, tokens_of
+from ecoflap.core.contracts.adapter_answers import loaded_by, loss_of, max_length_of, tokens_of
 from ecoflap.core.contracts.blame import PartError
 from ecoflap.core.model.anatomy import Source
 
@@ -15,7 +17,7 @@ class Says(LlamaAdapter):
 
     def __init__(self, answer):
         super().__init__()
-        self.loss = self.tokens = lambda *given: answer
+        self.loss = self.tokens = self.max_length = lambda *given: answer
 
 
 @pytest.mark.parametrize(
@@ -54,6 +56,17 @@ def test_a_loss_without_a_gradient_is_refused_where_one_is_wanted():
 def test_tokens_that_are_no_kinds_of_positions_are_refused(answer, said):
     with pytest.raises(PartError, match=rf"^the adapter Says, asked for the tokens of its tower 'language', {said}"):
         tokens_of(Says(answer), nn.Identity(), {}, "language")
+
+
+@pytest.mark.parametrize("answer", ["48", 1.5, 0, -1, True])
+def test_a_longest_text_that_is_no_number_of_tokens_is_refused(answer):
+    said = f"asked for its longest text, gave {answer!r}; a number of tokens is wanted, or None where there is no limit"
+    with pytest.raises(PartError, match=f"^the adapter Says, {re.escape(said)}"):
+        max_length_of(Says(answer), nn.Identity())
+
+
+def test_a_longest_text_may_have_no_limit():
+    assert [max_length_of(Says(answer), nn.Identity()) for answer in (None, 1, 48)] == [None, 1, 48]
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool])

@@ -1,5 +1,7 @@
 """What an adapter may hand over as a model taken apart, and what is refused."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -61,6 +63,60 @@ def test_a_weight_that_is_listed_twice_is_refused(towers, model):
     model["b"].weight = model["a"].weight
     with pytest.raises(ModelError, match=r"one weight twice, as a\.weight and as b\.weight"):
         Anatomy.of(towers, layers)
+
+
+def test_towers_and_blocks_of_one_name_are_refused(model):
+    one, other = (Block(name, model[name], "language") for name in ("a", "b"))
+    with pytest.raises(ModelError, match="the adapter lists two towers named 'language': each should have a name"):
+        Anatomy.of([Tower("language", (one,)), Tower("language", (other,))], layers)
+    with pytest.raises(ModelError, match="the adapter lists two blocks named 'a': each should have a name of its own"):
+        Anatomy.of([Tower("language", (one, other, one))], layers)
+
+
+def test_two_layers_of_one_name_are_refused():
+    """Each has the name of its parameter within its block."""
+    blocks = tuple(Block(name, nn.Sequential(nn.Linear(2, 2)), "language") for name in ("a", "b"))
+    with pytest.raises(
+        ModelError, match=r"two layers by the name 0\.weight: each has that of its parameter in the model"
+    ):
+        Anatomy.of([Tower("language", blocks)], lambda block: [Layer("0.weight", block.module[0])])
+
+
+@pytest.mark.parametrize("part", [3, -1, (2, 4), (1, 1)])
+def test_a_part_that_its_parameter_does_not_have_is_refused(towers, part):
+    """The parameter of a has three rows."""
+    said = rf"the layer a\.weight is the part {re.escape(str(part))} of a parameter that has 3 along its first axis"
+    with pytest.raises(ModelError, match=said):
+        Anatomy.of(towers, lambda block: [Layer("a.weight", block.module, part=part)])
+
+
+def test_a_layout_that_is_none_is_refused_with_the_nearest(towers, model):
+    misspelt = Layer("a.weight", model["a"])
+    object.__setattr__(misspelt, "layout", "batch_token")  # as nobody checks it where no test runs
+    with pytest.raises(ModelError, match=r"the layer a\.weight: no layout named 'batch_token'\..*'batch token'"):
+        Anatomy.of(towers, lambda block: [misspelt])
+
+
+def test_layers_of_names_that_no_parameter_has_are_refused_each_block_once(model):
+    misspelt = [Tower("language", tuple(Block(f"{name}s", model[name], "language") for name in ("a", "b")))]
+    anatomy = Anatomy.of(misspelt, lambda block: [Layer(f"{block.name}.weight", block.module)])
+    with pytest.raises(ModelError) as refused:
+        anatomy.refuse_unnamed(model)
+    assert [problem.split(" The model")[0] for problem in refused.value.problems] == [
+        f"the adapter lists a layer by the name {name}s.weight, of the block '{name}s'. Did you mean '{name}.weight'?"
+        for name in ("a", "b")
+    ]
+
+
+def test_parts_of_parameters_and_tied_ones_have_names(model):
+    model["b"].weight = nn.Parameter(torch.zeros(3, 2))
+    model["head"].weight = model["b"].weight
+    towers = [Tower("language", (Block("a", model["a"], "language"), Block("head", model["head"], "language")))]
+
+    def parts(block):
+        return [Layer(f"{block.name}.weight[0:2]", block.module, part=(0, 2))]
+
+    Anatomy.of(towers, parts).refuse_unnamed(model)
 
 
 def odd_tower(name, blocks):

@@ -11,6 +11,7 @@ import ecoflap
 from ecoflap.adapters.hubs.hugging_face import save_model
 from ecoflap.core.cli.inspection import inspection
 from ecoflap.core.cli.plan_report import plan_tables
+from ecoflap.core.contracts.blame import PartError
 from ecoflap.core.errors import EcoflapError, ModelError, RecipeError
 from ecoflap.core.model.source import Source
 from ecoflap.core.preparing.prepare import prepare
@@ -82,6 +83,35 @@ class T5Adapter:
 def ecoflap_register_adapters():
     return {"towers": T5Adapter}
 '''
+
+
+RAISES = """
+from ecoflap import hookimpl
+from ecoflap.adapters.llama import LlamaAdapter
+
+
+class Odd(LlamaAdapter):
+    def matches(self, source):
+        return source.config["odd"]
+
+
+@hookimpl
+def ecoflap_register_adapters():
+    return {"odd": Odd}
+"""
+
+
+def test_an_adapter_that_raises_where_it_is_asked_is_named_with_how_to_go_on_without_it(plain, tmp_path, monkeypatch):
+    (tmp_path / "odd_plugin.py").write_text(RAISES)
+    (tmp_path / "registry.yaml").write_text("version: 1\nplugins: {oddity: odd_plugin}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    said = (
+        r"the adapter Odd, asked whether it is the one for .* raised KeyError: 'odd'.* To go on without it, put "
+        r"'oddity' under disable: in your registry file\. With model\.adapter in a recipe, no other is asked\."
+    )
+    with pytest.raises(PartError, match=said):
+        ecoflap.run(plain(), folder=tmp_path / "run", registry=load_registry(tmp_path / "registry.yaml"))
+    sys.modules.pop("odd_plugin", None)
 
 
 @pytest.fixture(scope="session")

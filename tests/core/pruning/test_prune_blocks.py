@@ -18,7 +18,7 @@ from ecoflap.core.contracts.records import LayerPlace, Mended
 from ecoflap.core.errors import ModelError
 from ecoflap.core.forward.observation import Observed
 from ecoflap.core.planning.plan import make_plan, pools_of
-from ecoflap.core.pruning.prune_blocks import BlockwisePruning, by_input
+from ecoflap.core.pruning.prune_blocks import BlockwisePruning, by_input, unfed_wholly
 from ecoflap.plugins.allocators.uniform import Uniform
 from ecoflap.plugins.metrics.magnitude_gradient import MagnitudeGradient
 from ecoflap.plugins.pruners.by_metric import ByMetric
@@ -368,6 +368,16 @@ def test_experts_are_grouped_by_what_the_adapter_says_of_them_and_never_by_their
         ["unsaid.0.weight"],
         ["unsaid.1.weight"],
     ]
+
+
+def test_parameters_of_which_no_expert_was_reached_are_told_from_those_of_which_some_were():
+    packed = nn.Module()
+    layers = [
+        Layer(f"{name}[{part}]", packed, name, layout="routed", part=part) for name in ("w1", "w2") for part in (0, 1)
+    ]
+    layers.append(Layer("own.weight", nn.Linear(4, 4), layout="routed", of_experts="*.weight"))
+    assert unfed_wholly(layers, ["w1[0]", "w1[1]", "w2[1]", "own.weight"]) == ["w1"]
+    assert unfed_wholly(layers, ["w1[1]", "w2[1]"]) == []
 
 
 @pytest.mark.parametrize("spare", [0, 1 << 30], ids=["a forward for each group", "forwards that wait"])

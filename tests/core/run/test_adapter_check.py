@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
@@ -133,6 +134,35 @@ class PassesOver(LlamaAdapter):
             redraw(model, seed=1)
             model.load_state_dict(state, strict=False)
         return model
+
+
+class LeavesOut(LlamaAdapter):
+    """Fills all parameters but one, which has no memory yet."""
+
+    def load(self, source, dtype, device):
+        model = super().load(source, dtype, device)
+        norm = model.model.layers[1].post_attention_layernorm
+        norm.weight = torch.nn.Parameter(norm.weight.to("meta"))
+        return model
+
+
+def test_a_load_that_leaves_a_parameter_without_numbers_is_refused_with_its_name(plain, tmp_path):
+    named = r"model\.layers\.1\.post_attention_layernorm\.weight have no numbers: they are on the meta device as"
+    with pytest.raises(ModelError, match=named):
+        ecoflap.run(plain(model={"source": plain()["model"], "adapter": LeavesOut}), folder=tmp_path / "run")
+
+
+class Misspells(LlamaAdapter):
+    def towers(self, model):
+        language, head = super().towers(model)
+        return [replace(language, blocks=(replace(language.blocks[0], name="model.layer.0"),)), head]
+
+
+def test_a_block_of_another_name_is_refused_before_anything_is_loaded(plain, tmp_path):
+    said = r"by the name model\.layer\.0\.self_attn\.q_proj\.weight, of the block 'model\.layer\.0'\. Did you mean"
+    with pytest.raises(ModelError, match=said):
+        ecoflap.run(plain(model={"source": plain()["model"], "adapter": Misspells}), folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 class Merges(LlamaAdapter):
