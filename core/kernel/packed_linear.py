@@ -24,9 +24,7 @@ try:
     from torch._C import _get_tracing_state, _len_torch_dispatch_stack, _len_torch_function_stack
     from torch._C._autograd import _profiler_enabled
     from torch._C._functorch import peek_interpreter_stack
-
-    forward_ad._current_level  # noqa: B018 - asked for, to know that there is one
-except (ImportError, AttributeError):  # torch's own, and not promised: without one all goes through the dispatcher
+except ImportError:  # they are torch's own, and not promised: without one of them all goes through the dispatcher
 
     def _is_looked_on() -> bool:
         return True
@@ -36,7 +34,7 @@ else:
     def _is_looked_on() -> bool:
         """Say whether something has to see an operator: gradients, modes, transforms as ``vmap``, traces, profiles."""
         modes = _len_torch_dispatch_stack() or _len_torch_function_stack() or peek_interpreter_stack()
-        derived = torch.is_grad_enabled() or forward_ad._current_level >= 0
+        derived = torch.is_grad_enabled() or _is_in_dual_level()
         return bool(derived or modes or _get_tracing_state() or _profiler_enabled())
 
 
@@ -77,7 +75,7 @@ def multiplied(
 
 def _are_plain(x: Tensor, packed: Tensor, bias: Tensor | None) -> bool:
     """Say whether tensors lie in memory as they are, on the CPU, and are of no class of somebody's own."""
-    if type(x) is not Tensor or type(packed) is not Tensor or not (_lies(x) and _lies(packed)):
+    if not (type(x) is type(packed) is Tensor and _lies(x) and _lies(packed)):
         return False
     return bias is None or (type(bias) in (nn.Parameter, Tensor) and _lies(bias))
 
@@ -137,12 +135,10 @@ def _by_library(
     :param sizes: How many rows x has, of how many inputs, and how many outputs each gets.
     """
     assert taken.library is not None
-    batch, inputs, outputs = sizes
+    packed, (batch, inputs, outputs) = aligned(packed), sizes
     if bias is not None and (bias.dtype != x.dtype or not bias.is_contiguous() or len(bias) != outputs):
         _check(x, packed, bias, outputs)
         bias = bias.contiguous()
-    if packed.data_ptr() % 8 or not packed.is_contiguous():
-        packed = aligned(packed)
     if taken.library.functions.ecoflap_packed_linear(
         taken.number, packed.data_ptr(), packed.numel(), TYPES[x.dtype], outputs, inputs,
         x.data_ptr(), batch, inputs if x.is_contiguous() else x.stride(0),  # an axis of one has any stride

@@ -221,19 +221,16 @@ class Anatomy:
         :raises ModelError: With each such block, and a name that its first layer might be meant to have.
         """
         names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
-        known, wrong = set(names), dict[str, str]()
+        known, problems = set(names), dict[str, str]()
         for block, layer in self.layers():
             name = layer.name.split("[")[0]
-            if name not in known:
-                wrong.setdefault(block.name, f"{name}, of the block {block.name!r}.{nearest(name, names)}")
-        if wrong:
-            raise ModelError(
-                *(
-                    f"the adapter lists a layer by the name {said} The model has no parameter of that name, by which "
-                    f"plans, masks and files go"
-                    for said in wrong.values()
+            if name not in known and block.name not in problems:  # to look for the nearest takes a while
+                problems[block.name] = (
+                    f"the adapter lists a layer by the name {name}, of the block {block.name!r}.{nearest(name, names)} "
+                    f"The model has no parameter of that name, by which plans, masks and files go"
                 )
-            )
+        if problems:
+            raise ModelError(*problems.values())
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:

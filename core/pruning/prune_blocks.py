@@ -304,11 +304,16 @@ class BlockwisePruning:
 
 def unfed_wholly(layers: Sequence[Layer], unfed: Sequence[str]) -> list[str]:
     """Name the parameters of which each part is an expert's and none was reached."""
-    parts: dict[str, list[str]] = {}
+    parts: dict[Hashable, list[str]] = {}
     for layer in layers:
         if layer.layout == "routed" and layer.part is not None:
-            parts.setdefault(layer.name.split("[")[0], []).append(layer.name)
-    return [name for name, names in parts.items() if set(names) <= set(unfed)]
+            parts.setdefault(_matrix_of_experts(layer), []).append(layer.name)
+    return [names[0].split("[")[0] for names in parts.values() if set(names) <= set(unfed)]
+
+
+def _matrix_of_experts(layer: Layer) -> Hashable:
+    """Say what is the same of one matrix of all experts: what the adapter calls it, or the parameter it is part of."""
+    return layer.of_experts or (layer.module, layer.attribute)
 
 
 def by_input(layers: Sequence[Layer], seen: Observed) -> list[list[Layer]]:
@@ -319,8 +324,8 @@ def by_input(layers: Sequence[Layer], seen: Observed) -> list[list[Layer]]:
     """
     groups: dict[Hashable, list[Layer]] = {}
     for layer in layers:
-        of_experts = layer.of_experts or (layer.module, layer.attribute)
-        groups.setdefault(of_experts if layer.layout == "routed" else seen.inputs[layer.name], []).append(layer)
+        key = _matrix_of_experts(layer) if layer.layout == "routed" else seen.inputs[layer.name]
+        groups.setdefault(key, []).append(layer)
     return list(groups.values())
 
 
