@@ -1,4 +1,7 @@
-"""What an adapter has loaded is what files hold: a load that passes over names leaves random weights without a word."""
+"""What an adapter has loaded is what files hold, in the type that was asked for.
+
+A load that passes over names leaves random weights without a word, and one that passes over ``dtype`` twice the memory.
+"""
 
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
@@ -10,6 +13,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ecoflap.core.checking.saved import stored_in
+from ecoflap.core.dtypes import dtype_name
+from ecoflap.core.errors import first_of
 
 _LAYERS = 8
 """So many layers of a file are looked at: a load that reads none has no single one right."""
@@ -45,6 +50,24 @@ def why_unread(adapter: str, files: Iterable[Path], state: Mapping[str, Tensor],
         f"of the {len(others)} layers that were looked at. A load that passes over names, as load_state_dict does with "
         f"strict=False, leaves them random, and others in each process. Where weights are turned or merged on the way "
         f"this is as it should be"
+    )
+
+
+def why_of_another_type(
+    adapter: str, asked: torch.dtype | None, state: Mapping[str, Tensor], names: Collection[str]
+) -> str | None:
+    """Say that no layer has the type that weights were to be loaded in; None where any has, or none was asked for.
+
+    :param adapter: Its name, for the sentence.
+    :param state: The model's ``state_dict()``.
+    :param names: Of parameters that layers are.
+    """
+    found = sorted({dtype_name(state[name].dtype) for name in names if name in state})
+    if asked is None or not found or dtype_name(asked) in found:
+        return None
+    return (
+        f"the adapter {adapter} was asked for weights in {dtype_name(asked)} and has loaded them in "
+        f"{first_of(found, 3)}, in which they are pruned and saved. Its load should give them the `dtype` it is asked for"
     )
 
 

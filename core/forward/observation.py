@@ -17,6 +17,7 @@ from ecoflap.core.contracts.records import PADDING, Statistics
 from ecoflap.core.errors import ModelError, NotFiniteError
 from ecoflap.core.forward.block_gradient import add_gradients, with_gradients
 from ecoflap.core.forward.capture import Picked
+from ecoflap.core.forward.counted_tokens import CountedTokens, WeightsOf
 from ecoflap.core.forward.nested import map_tensors
 from ecoflap.core.forward.unfed import refuse_unfed
 from ecoflap.core.forward.walk import BlockWatch, Finished
@@ -27,7 +28,6 @@ from ecoflap.core.ranks.ranks import Ranks
 from ecoflap.core.ranks.shares import owners
 
 TokensOf = Callable[[str, int], Shaped[Tensor, "batch tokens"]]
-WeightsOf = Callable[[str, int], Shaped[Tensor, "batch tokens"]]
 _Sums = dict[type[Any], Any]
 """Statistics by their type."""
 _Key = tuple[str, str]
@@ -95,10 +95,9 @@ class Observation(BlockWatch):
         self._sums: dict[_Key, _Sums] = {}  # of the span that is being seen
         self._parts: dict[_Key, list[_Sums]] = {}  # of the spans before it
         self._inputs: dict[int, tuple[ReferenceType[Tensor], str]] = {}
-        self._rows: dict[tuple[str, int], Tensor] = {}
+        self._counted = CountedTokens(block)
         self._fed: set[str] = set()  # layers with a real token among their inputs
         self._tokens_of: TokensOf
-        self._weights_of: WeightsOf
         self._runs_on = device
         self._device = torch.device("cpu")  # where inputs are seen
         self._call = 0  # which call of the block in one forward is being seen
@@ -112,12 +111,12 @@ class Observation(BlockWatch):
 
         One that counts w adds √w times its input, so that it counts w in a sum of squares.
         """
-        self._tokens_of, self._weights_of = tokens_of, weights_of
+        self._tokens_of = tokens_of
+        self._counted.begin(weights_of)
         if self._usual is None and self._calls.keys() == self._names:
             self._usual = Counter(self._calls)
         self._calls.clear()
         self._inputs.clear()
-        self._rows.clear()
 
     def around(self, number: int, args: tuple[Any, ...], kwargs: Mapping[str, Any], run: Callable[[], Any]) -> Any:
         """Run the block, with a backward through it for each sample where a statistic takes gradients."""
@@ -172,7 +171,7 @@ class Observation(BlockWatch):
         mine = self._made((layer.name, "gradient"), self._of_gradients)
         theirs = self._made((layer.name, "inputs"), self._of_inputs) if leader == layer.name else {}
         if mine or theirs or layer.layout == "routed":
-            tokens = self._counted_tokens(layer, inputs, picked)
+            tokens = self._counted.of(layer, inputs, self._call, picked)
             self._fed.update([layer.name] if len(tokens) else [])
             for statistic in (*mine.values(), *theirs.values()):
                 _feed(statistic, "add", tokens)
@@ -200,38 +199,6 @@ class Observation(BlockWatch):
         if key not in self._sums:
             self._sums[key] = self._new(key, needs)
         return self._sums[key]
-
-    def _counted_tokens(self, layer: Layer, inputs: Tensor, picked: Picked | None) -> Tensor:
-        """Give the inputs of positions that count, as ``[tokens, in]``."""
-        flat = inputs.detach().reshape(-1, inputs.shape[-1])
-        if layer.layout == "selected":
-            return flat
-        rows = self._row_weights(layer).to(inputs.device)
-        if layer.layout == "routed":
-            if picked is not None and picked.of == len(rows):
-                return _weighted(flat, rows[picked.rows])
-            # An expert that is given every position has zeros where the router gave it none.
-            rows = rows * flat.ne(0).any(1) if len(flat) == len(rows) else rows
-        if len(flat) != len(rows) and layer.layout == "routed":
-            raise ModelError(
-                f"{layer.name}: a router gives it {len(flat)} rows, and which of the {len(rows)} positions they are "
-                f"could not be followed, so neither could what of them is padding. Experts of this kind cannot be "
-                f"pruned"
-            )
-        if len(flat) != len(rows):
-            raise ModelError(
-                f"{layer.name}: its input {tuple(inputs.shape)} holds {len(flat)} tokens, but the tower it reads, "
-                f"{layer.reads or self._block.tower!r}, has {len(rows)}. Its adapter's reads, layout or tokens is wrong"
-            )
-        return _weighted(flat, rows)
-
-    def _row_weights(self, layer: Layer) -> Tensor:
-        tower = layer.reads or self._block.tower
-        call = 0 if layer.reads else self._call
-        if (tower, call) not in self._rows:
-            self._rows[tower, call] = self._weights_of(tower, call)
-        rows = self._rows[tower, call]
-        return (rows.T if layer.layout == "token batch" else rows).reshape(-1)
 
     def end_span(self, *, first: bool = True) -> None:
         """Keep what was summed over a span, and begin to sum anew.
@@ -376,13 +343,6 @@ def _dealt(fed_alike: Sequence[Sequence[Layer]], size: int) -> dict[str, int]:
     ]
     dealt = zip(fed_alike, owners(costs, size), strict=True)
     return {layer.name: owner for layers, owner in dealt for layer in layers}
-
-
-def _weighted(flat: Float[Tensor, "tokens in"], weights: Shaped[Tensor, " tokens"]) -> Float[Tensor, "some in"]:
-    """Give the rows that count, each times the root of its weight."""
-    counts = weights != 0
-    some = flat if bool(counts.all()) else flat[counts]
-    return some * weights[counts].sqrt()[:, None] if weights.is_floating_point() else some
 
 
 def _require_finite(seen: Mapping[str, Statistics], ranks: Ranks) -> None:

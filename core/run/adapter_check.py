@@ -7,8 +7,9 @@ from tempfile import TemporaryDirectory
 
 from ecoflap.core.checking.against_model import UNCOMPARED, AgainstModel, hold_against_model
 from ecoflap.core.checking.coverage import Kind
-from ecoflap.core.checking.loaded import why_unread
+from ecoflap.core.checking.loaded import why_of_another_type, why_unread
 from ecoflap.core.checking.saved import try_to_save
+from ecoflap.core.dtypes import dtype_called
 from ecoflap.core.errors import ModelError
 from ecoflap.core.guards.left_as_given import left_as_given
 from ecoflap.core.machine.part_code import is_ours
@@ -25,7 +26,7 @@ _CURE = "Have it look at the model alone, or do what it does to it where the ada
 WARNED_OF: Kind = "stack"
 """What may be left to an adapter's author: which of a model's towers its adapter is for."""
 CHECKED: tuple[Kind, ...] = ("stack", "blocks", "matrix", "no matrix")
-"""What a run looks for. Matrices outside all blocks are many a model's, such as its head, and ``ecoflap check`` alone
+"""What a run looks for. Matrices outside all blocks are many a model's, such as its head, and ``check_adapter`` alone
 tells an adapter's author of them."""
 
 
@@ -66,8 +67,9 @@ def _hold_against_files(state: RunState) -> None:
     layers = [layer.name for pool in state.prepared.pools for _, layer in pool.layers]
     names = {parameter_and_part(layer)[0] for layer in layers}
     adapter, read = type(state.prepared.adapter).__name__, state.model.get().state_dict()
-    told = why_unread(adapter, files_read(state.prepared.source), read, names)
-    if told is not None:
+    unread = why_unread(adapter, files_read(state.prepared.source), read, names)
+    another = why_of_another_type(adapter, dtype_called(state.recipe.model.dtype), read, names)
+    for told in filter(None, (unread, another)):
         state.log.note(told)
 
 

@@ -193,6 +193,23 @@ def test_an_adapter_that_reads_none_of_a_models_weights_is_warned_of(plain, tmp_
     assert warnings(Merges) == ()
 
 
+class PassesOverType(LlamaAdapter):
+    def load(self, source, dtype, device):
+        return super().load(source, torch.float32, device)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_an_adapter_that_loads_in_another_type_is_warned_of(plain, tmp_path, dtype):
+    model = {"source": plain()["model"], "adapter": PassesOverType, "dtype": dtype}
+    told = ecoflap.run(plain(model=model, evaluate=None, export=None), folder=tmp_path / "run").report.warnings
+    if dtype == "float32":
+        assert told == ()
+    else:
+        assert [one.partition(", in which")[0] for one in told] == [
+            "the adapter PassesOverType was asked for weights in bfloat16 and has loaded them in float32"
+        ]
+
+
 def test_weights_are_looked_for_in_every_file_of_a_model(tmp_path):
     names = ["a.weight", "b.weight"]
     drawn = [torch.randn(32, 64, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
