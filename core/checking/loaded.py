@@ -67,7 +67,7 @@ def why_of_another_type(
         return None
     return (
         f"the adapter {adapter} was asked for weights in {dtype_name(asked)} and has loaded them in "
-        f"{first_of(found, 3)}, in which they are pruned and saved. Its load should give them the `dtype` it is asked for"
+        f"{first_of(found, 3)}, in which they are pruned and saved. Its load should heed the `dtype` it is given"
     )
 
 

@@ -73,13 +73,14 @@ class FirstOrder:
 
 
 def reduced(weight: Float[Tensor, "out in"], gradient: Float[Tensor, "out in"], measure: Summand) -> float:
-    """Reduce a layer's gradient on one batch to the batch's term of its score. The gradient is overwritten."""
-    if measure == "gradient":
-        return float(torch.linalg.vector_norm(gradient, ord=1))
-    product = gradient.mul_(weight)  # the gradient is freed after this, so that it can hold the product
-    if measure == "magnitude_gradient":
-        return float(torch.linalg.vector_norm(product, ord=1))
-    return float(torch.linalg.vector_norm(product)) ** 2
+    """Reduce a layer's gradient on one batch to the batch's term of its score. The gradient is overwritten.
+
+    By ``sum``, which adds pairs: a norm adds one number after the other in float32 on a CPU, and of 11008×4096 numbers
+    it loses a tenth, of fewer less, so that large layers would be scored too low.
+    """
+    terms = gradient if measure == "gradient" else gradient.mul_(weight)  # freed after this, so it can hold the terms
+    terms = terms.square_() if measure == "magnitude_gradient_squared" else terms.abs_()
+    return float(terms.sum(dtype=torch.float32))
 
 
 @hookimpl

@@ -5,7 +5,7 @@ import torch
 
 from ecoflap import EcoflapError, Replay
 from ecoflap.adapters.llama import LlamaAdapter
-from ecoflap.plugins.scorers.first_order import FirstOrder
+from ecoflap.plugins.scorers.first_order import FirstOrder, reduced
 
 
 @pytest.fixture
@@ -66,3 +66,13 @@ def test_a_layer_the_loss_does_not_depend_on_is_named(pico_llama, batches):
     layers = [layer for _, layer in replay.anatomy.layers()]
     with pytest.raises(EcoflapError, match=r"model.layers.0.self_attn.q_proj.weight: the loss does not depend on it"):
         list(FirstOrder()(replay, layers))
+
+
+@pytest.mark.parametrize("measure", ["gradient", "magnitude_gradient", "magnitude_gradient_squared"])
+def test_terms_of_a_large_layer_are_those_of_float64(measure):
+    """A norm in float32 loses 0.3 to 3.5 % of so many."""
+    drawn = torch.Generator().manual_seed(0)
+    weight, gradient = (torch.randn(4096, 4096, generator=drawn) for _ in range(2))
+    exact = gradient.double() if measure == "gradient" else gradient.double().mul_(weight)
+    exact = exact.square_() if measure.endswith("squared") else exact.abs_()
+    assert reduced(weight, gradient, measure) == pytest.approx(float(exact.sum()), rel=1e-5)
