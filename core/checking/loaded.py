@@ -62,12 +62,13 @@ def why_of_another_type(
     :param state: The model's ``state_dict()``.
     :param names: Of parameters that layers are.
     """
-    found = sorted({dtype_name(state[name].dtype) for name in names if name in state})
-    if asked is None or not found or dtype_name(asked) in found:
+    found = {state[name].dtype for name in names if name in state}
+    if asked is None or not found or asked in found:
         return None
+    loaded = first_of(sorted(map(dtype_name, found)), 3)
     return (
-        f"the adapter {adapter} was asked for weights in {dtype_name(asked)} and has loaded them in "
-        f"{first_of(found, 3)}, in which they are pruned and saved. Its load should heed the `dtype` it is given"
+        f"the adapter {adapter} was asked for weights in {dtype_name(asked)} and has loaded them in {loaded}, in "
+        f"which they are pruned and saved. Its load should heed the `dtype` it is given"
     )
 
 

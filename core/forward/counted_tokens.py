@@ -39,8 +39,8 @@ class CountedTokens:
         flat = inputs.detach().reshape(-1, inputs.shape[-1])
         if layer.layout == "selected":
             return flat
-        weights = self._of_positions(layer, call)
-        rows = _laid_out(layer, weights).reshape(-1).to(inputs.device)
+        declared = self._declared(layer, call)
+        rows = declared.reshape(-1).to(inputs.device)
         if layer.layout == "routed":
             if picked is not None and picked.of == len(rows):
                 return _weighted(flat, rows[picked.rows])
@@ -48,14 +48,16 @@ class CountedTokens:
             rows = rows * flat.ne(0).any(1) if len(flat) == len(rows) else rows
         if len(flat) != len(rows):
             self._refuse(layer, inputs, len(flat), len(rows))
-        _refuse_turned(layer, inputs, weights)
+        _refuse_turned(layer, inputs, declared)
         return _weighted(flat, rows)
 
-    def _of_positions(self, layer: Layer, call: int) -> Shaped[Tensor, "batch tokens"]:
+    def _declared(self, layer: Layer, call: int) -> Shaped[Tensor, "rows columns"]:
+        """Give how much each position counts, laid out as the adapter says that the layer's input is."""
         key = (layer.reads or self._block.tower, 0 if layer.reads else call)
         if key not in self._weights:
             self._weights[key] = self._weights_of(*key)
-        return self._weights[key]
+        weights = self._weights[key]
+        return weights.T if layer.layout == "token batch" else weights
 
     def _refuse(self, layer: Layer, inputs: Tensor, given: int, known: int) -> None:
         if layer.layout == "routed":
@@ -70,17 +72,12 @@ class CountedTokens:
         )
 
 
-def _laid_out(layer: Layer, weights: Shaped[Tensor, "batch tokens"]) -> Shaped[Tensor, "rows columns"]:
-    return weights.T if layer.layout == "token batch" else weights
-
-
-def _refuse_turned(layer: Layer, inputs: Tensor, weights: Shaped[Tensor, "batch tokens"]) -> None:
+def _refuse_turned(layer: Layer, inputs: Tensor, declared: Shaped[Tensor, "rows columns"]) -> None:
     """Refuse an input that is laid out the other way round, so that padding would be taken for tokens.
 
     Where all positions count alike, as an image's do, nothing hangs on it; where samples are as many as positions,
     nothing shows it.
     """
-    declared = _laid_out(layer, weights)
     is_turned = inputs.shape[:-1] == declared.T.shape != declared.shape
     if is_turned and not torch.equal(declared.reshape(-1), declared.T.reshape(-1)):
         other = "batch token" if layer.layout == "token batch" else "token batch"

@@ -107,10 +107,7 @@ class Observation(BlockWatch):
         self._may_end = block.calls == 1 and every_position and not self._of_gradients
 
     def begin(self, tokens_of: TokensOf, weights_of: WeightsOf) -> None:
-        """Begin a new batch, of whose positions functions of tower and call say what they are and how much they count.
-
-        One that counts w adds √w times its input, so that it counts w in a sum of squares.
-        """
+        """Begin a new batch; functions of tower and call say what its positions are and how much each counts."""
         self._tokens_of = tokens_of
         self._counted.begin(weights_of)
         if self._usual is None and self._calls.keys() == self._names:
