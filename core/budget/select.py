@@ -6,9 +6,10 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Int64, Shaped
+from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
+from ecoflap.core.bits import as_integers, is_nonzero
 from ecoflap.core.budget.counts import Budget, Keep, Pattern
 from ecoflap.core.errors import EcoflapError, unknown
 
@@ -99,25 +100,7 @@ def zeros_first(metric: Float[Tensor, "out in"], weight: Float[Tensor, "out in"]
 def kept_only(weight: Float[Tensor, "out in"], mask: Bool[Tensor, "out in"]) -> Float[Tensor, "out in"]:
     """Set a weight to +0.0 wherever the mask is False, whatever was there: -0.0, NaN and infinity too."""
     # Every bit of a kept weight is multiplied by 1, of a pruned one by 0: several times faster than masked_fill.
-    return (_bits(weight) * mask).view(weight.dtype)
-
-
-def is_nonzero(weight: Float[Tensor, "..."]) -> Bool[Tensor, "..."]:
-    """Say of each weight whether it is something else than 0.0 or -0.0: NaN is.
-
-    It is what has a bit beside its sign, which takes a fraction of the time of comparing numbers.
-    """
-    return (_bits(weight) << 1).bool()
-
-
-def same_bits(a: Float[Tensor, "..."], b: Float[Tensor, "..."]) -> bool:
-    """Say whether two tensors of one type are equal bit by bit; 0.0 and -0.0 are not."""
-    return torch.equal(_bits(a), _bits(b))
-
-
-def _bits(weight: Float[Tensor, "..."]) -> Shaped[Tensor, "..."]:
-    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return weight.contiguous().view(integers[weight.element_size()])
+    return (as_integers(weight) * mask).view(weight.dtype)
 
 
 def best_of_columns(metric: Float[Tensor, "m runs"], n: int) -> Bool[Tensor, "m runs"]:

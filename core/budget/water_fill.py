@@ -55,8 +55,8 @@ def _check_bounds(lower: Sequence[int], upper: Sequence[int], total: int, names:
         )
     if sum(upper) < total:
         raise EcoflapError(
-            f"the groups may keep at most {sum(upper)} weights together, which is what an earlier round has left of "
-            f"them, but the sparsity leaves {total}: raise the sparsity, or lower that of the earlier round"
+            f"the groups may keep at most {sum(upper)} weights together, by what an earlier round has left of them or "
+            f"by the allocator's own bounds, but the sparsity leaves {total}: raise the sparsity, or loosen these"
         )
 
 

@@ -13,7 +13,7 @@ from ecoflap.core.model.anatomy import Anatomy, Block, Layer
 from ecoflap.core.model.kept_parts import is_connector, is_router, kept_outside
 from ecoflap.core.model.never_pruned import why_left_out
 
-Kind = Literal["stack", "blocks", "matrix", "outside", "no matrix"]
+ForgottenKind = Literal["stack", "blocks", "matrix", "outside", "no matrix"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Forgotten:
     :param sentence: Says so, and what the adapter should have said.
     """
 
-    kind: Kind
+    kind: ForgottenKind
     size: int
     sentence: str
 

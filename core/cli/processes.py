@@ -3,7 +3,6 @@
 And what ties a run to the sweep that has started it.
 """
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -23,13 +22,14 @@ def _fitting(size: int) -> int:
     """
     if size == 1 or are_several():
         return size
+    from ecoflap.core.cores import usable_cores
     from ecoflap.core.machine.memory import available_memory
 
     free = available_memory()
     if free is not None and size * EMPTY > free:
         raise typer.BadParameter(
             f"{size} processes hold {size * EMPTY / 1e9:.3g} GB before any of them reads a model, and {free / 1e9:.3g} "
-            f"GB of memory are free. More than there are cores, {os.cpu_count()} here, are of no use."
+            f"GB of memory are free. More than there are cores, {usable_cores()} here, are of no use."
         )
     return size
 

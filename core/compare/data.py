@@ -7,6 +7,7 @@ from typing import Any
 
 from ecoflap.core.compare.comparison import ComparedRun, Comparison, DenseMeasure, RunGroup, spread
 from ecoflap.core.compare.differences import what_differs
+from ecoflap.core.compare.table import measure_title
 from ecoflap.core.record.report import RecordedMeasure
 from ecoflap.core.text.numbers import mean
 
@@ -77,12 +78,15 @@ def as_csv(comparison: Comparison) -> str:
 
 
 def _line(run: ComparedRun, comparison: Comparison) -> Mapping[str, Any]:
-    line: dict[str, Any] = {"run": run.name, "method": run.method, "sparsity": run.sparsity, "seed": run.seed}
+    about: dict[str, Any] = {"run": run.name, "method": run.method, "sparsity": run.sparsity, "seed": run.seed}
+    costs: dict[str, Any] = {f"sparsity of {tower}": run.report.towers.get(tower) for tower in comparison.towers}
+    costs |= {"seconds": round(run.seconds, 3), "taken over": ", ".join(run.taken_over), "peak memory": run.peak_memory}
+    costs |= {f"bytes of {name}": run.report.bytes.get(name) for name in ("model", *comparison.exports)}
+    measured: dict[str, Any] = {}
     for name in comparison.metrics:
-        line |= _measure_cells(name, run.dense.get(name), run.pruned.get(name))
-    line |= {f"sparsity of {tower}": run.report.towers.get(tower) for tower in comparison.towers}
-    line |= {"seconds": round(run.seconds, 3), "taken over": ", ".join(run.taken_over), "peak memory": run.peak_memory}
-    return line | {f"bytes of {name}": run.report.bytes.get(name) for name in ("model", *comparison.exports)}
+        cells = _measure_cells(name, run.dense.get(name), run.pruned.get(name))
+        measured |= {measure_title(title, (*about, *costs)): cell for title, cell in cells.items()}
+    return about | measured | costs
 
 
 def _measure_cells(name: str, dense: RecordedMeasure | None, pruned: RecordedMeasure | None) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Write a comparison as tables of texts, for the terminal, for Markdown and for the page."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from ecoflap.core.compare.comparison import ComparedRun, Comparison, RunGroup, spread
 from ecoflap.core.compare.differences import what_differs
@@ -47,18 +47,22 @@ def _run_row(run: ComparedRun, comparison: Comparison) -> Row:
 
 def _dense_row(comparison: Comparison) -> Row:
     row = {"method": "dense", "sparsity": _percent(0.0), "seeds": NO_VALUE}
-    for name in comparison.metrics:
+    for name, title in _measure_titles(comparison).items():
         dense = comparison.dense(name)
-        row[_title(name, comparison)] = NO_VALUE if dense is None else _between(dense.lowest, dense.highest)
+        row[title] = NO_VALUE if dense is None else _between(dense.lowest, dense.highest)
     sizes = {run.report.model_bytes for run in comparison.runs}
     rest = dict.fromkeys(_costs(comparison.runs, comparison), NO_VALUE)
     return row | rest | {"model": bytes_text(sizes.pop()) if len(sizes) == 1 else NO_VALUE}
 
 
-def _title(metric: str, comparison: Comparison) -> str:
+def measure_title(metric: str, others: Collection[str]) -> str:
     """Return the title of a measure's column, which may have the name of another column."""
-    others = ("method", "sparsity", "seeds", *_costs(comparison.runs, comparison))
     return f"{metric} (measure)" if metric in others else metric
+
+
+def _measure_titles(comparison: Comparison) -> dict[str, str]:
+    others = ("method", "sparsity", "seeds", *_costs(comparison.runs, comparison))
+    return {name: measure_title(name, others) for name in comparison.metrics}
 
 
 def _between(low: float, high: float) -> str:
@@ -67,9 +71,9 @@ def _between(low: float, high: float) -> str:
 
 def _group_row(group: RunGroup, comparison: Comparison) -> Row:
     row = {"method": group.method, "sparsity": _percent(group.sparsity), "seeds": str(len(group.by_seeds))}
-    for name in comparison.metrics:
+    for name, title in _measure_titles(comparison).items():
         values = group.values(name)
-        row[_title(name, comparison)] = with_error(mean(values), spread(values)) if values else NO_VALUE
+        row[title] = with_error(mean(values), spread(values)) if values else NO_VALUE
     return row | _costs(group.runs, comparison)
 
 

@@ -61,8 +61,9 @@ class ScorerOptions(PartOptions):
     :cvar data: Whether it looks at data. One that does not needs no ``calibration:``.
     :cvar gives: Whether its scores are numbers, curves (``Curve``), or with ``"weights"`` tensors of a number for each
         weight of a layer, which are put into files as they come. An allocator has to take what it gives.
-    :cvar like: The name of a scorer whose scores its own may replace, so that allocators which accept that scorer's
-        alone accept these too. Empty, the default, names none; None says that it is not known, and all accept them.
+    :cvar like: The name of another scorer, whose scores mean the same as its own: an allocator that takes the other's
+        scores alone takes these too. Empty, the default, names none. None says that nothing is known of what its scores
+        mean, and every allocator takes them.
     :cvar dtype: What its replay runs the model in: at least ``"float32"``, or for ``"model"`` what the run computes in,
         its own type as a rule, which is faster, and enough for differences of the loss that are larger than rounding.
     :cvar together: Whether a layer's score depends on which others are scored. Then all are asked for again where a run

@@ -11,7 +11,7 @@ from stat import S_ISREG
 from ecoflap.core.disk.reading import ReadError, open_file, unread
 from ecoflap.core.disk.write_errors import explained
 
-_PARTIAL = ".partial"
+PARTIAL = ".partial"
 """Ends the name of what is being written; a leading dot hides it."""
 
 _REPLACED = ".replaced"
@@ -38,7 +38,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     :raises RunError: Where it cannot be written.
     """
-    temporary = _beside(path, _PARTIAL)
+    temporary = _beside(path, PARTIAL)
     with explained(path, temporary):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -61,7 +61,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
     :raises RunError: Where it cannot be written.
     """
-    temporary = _beside(path, _PARTIAL)
+    temporary = _beside(path, PARTIAL)
     with explained(path, temporary):
         _restore(path)
         shutil.rmtree(temporary, ignore_errors=True)
@@ -83,7 +83,7 @@ def delete_whole(path: Path) -> bool:
 
     :return: Whether nothing of it is left.
     """
-    aside = _beside(path, _PARTIAL)
+    aside = _beside(path, PARTIAL)
     shutil.rmtree(aside, ignore_errors=True)
     with suppress(OSError):
         path.rename(aside)
@@ -119,7 +119,7 @@ def removed_leftovers(folder: Path) -> list[Path]:
     for aside in sorted(folder.rglob(f".*{_REPLACED}")):
         _restore(aside.with_name(aside.name[1 : -len(_REPLACED)]))
     removed = []
-    for leftover in sorted(folder.rglob(f".*{_PARTIAL}")):
+    for leftover in sorted(folder.rglob(f".*{PARTIAL}")):
         # One inside another is gone with it.
         if leftover.exists() or leftover.is_symlink():
             _delete(leftover)
@@ -147,7 +147,7 @@ def _let_read_whom_umask_lets(paths: Iterable[Path]) -> None:
 
 def _mode_of_a_new_file(beside: Path) -> int:
     """Make one and look, since the umask is told only to whoever sets another, and that for all threads."""
-    new = _beside(beside, _PARTIAL)
+    new = _beside(beside, PARTIAL)
     new.touch()
     try:
         return new.stat().st_mode & 0o666

@@ -1,6 +1,7 @@
 """Write the exports of a run: a folder each, and a record of what is in it that is written last."""
 
 from collections.abc import Iterable, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,8 @@ def export_names(parts: Sequence[PartSpec]) -> list[str]:
     names: list[str] = []
     for part in parts:
         base = part.use.replace(":", ".")
-        same = sum(name == base or name.startswith(f"{base}-") for name in names)
-        names.append(f"{base}-{same + 1}" if same else base)
+        numbered = (f"{base}-{number}" for number in count(2))
+        names.append(next(name for name in chain([base], numbered) if name not in names))
     return names
 
 

@@ -2,8 +2,9 @@
 
 Module hooks never fire for a packed ``in_proj_weight``, for the ``out_proj`` of ``nn.MultiheadAttention``, for fused
 q, k, v that a model hands to ``F.linear`` itself, for an expert that is a slice of a parameter, nor for ``x @ W.T``.
-All of them are products, so products are where we look: at ``F.linear``, and at every other product that torch has,
-matching what is multiplied by the place in memory that a layer's matrix has.
+All of them are products, so products are where we look: at ``F.linear``, and at those that compute ``a @ b``, or n of
+them, matching what is multiplied by the place in memory that a layer's matrix has. ``torch.einsum``, ``tensordot`` and
+``inner``, which say by a text or numbers what is multiplied with what, are not among them.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,11 +35,17 @@ See = Callable[[Layer, Tensor, Picked | None], None]
 """Takes a layer, its input, and what that was picked from, as far as it is known."""
 
 _Place = tuple[int, int, tuple[int, ...], tuple[int, ...]]
-_SUMMED = {torch.addmm, Tensor.addmm, torch.baddbmm, Tensor.baddbmm}
+_SUMMED = {
+    torch.addmm, Tensor.addmm, Tensor.addmm_, torch.addmv, Tensor.addmv, Tensor.addmv_,
+    torch.baddbmm, Tensor.baddbmm, Tensor.baddbmm_, torch.addbmm, Tensor.addbmm, Tensor.addbmm_,
+}  # fmt: skip
 _REVERSED = {Tensor.__rmatmul__}
 _PRODUCTS = {
-    torch.mm, Tensor.mm, torch.bmm, Tensor.bmm, torch.matmul, Tensor.matmul, Tensor.__matmul__,
+    torch.mm, Tensor.mm, torch.mv, Tensor.mv, torch.bmm, Tensor.bmm,
+    torch.matmul, torch.linalg.matmul, Tensor.matmul, Tensor.__matmul__,
 } | _SUMMED | _REVERSED  # fmt: skip
+_OPERANDS = ("input", "mat", "mat1", "batch1", "mat2", "batch2", "vec", "vec2", "other", "tensor2")
+"""The names by which products take what they multiply, of each product in the order of its signature."""
 _PICKS = {Tensor.__getitem__, torch.index_select, Tensor.index_select}
 
 
@@ -107,6 +114,11 @@ class Matrices:
         return layer
 
 
+def _columns(right: Tensor) -> Tensor:
+    """Give the right side of a product as the matrix that it is used as: a vector is one column."""
+    return right[:, None] if right.dim() == 1 else right
+
+
 class _Products(TorchFunctionMode):
     """Listens to products other than ``F.linear``, and remembers which rows were picked from which tensor."""
 
@@ -120,7 +132,8 @@ class _Products(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         if func in _PRODUCTS:
-            self._look(func, [*args, *(kwargs or {}).values()])
+            named = kwargs or {}
+            self._look(func, [*args, *(named[name] for name in _OPERANDS if name in named)])
         made = func(*args, **(kwargs or {}))
         if func in _PICKS:
             self._remember(args, made)
@@ -142,9 +155,9 @@ class _Products(TorchFunctionMode):
         if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
             return
         if self._matrices.holds(b):
-            self._multiplied(a, b.mT)
+            self._multiplied(torch.atleast_2d(a), _columns(b).mT)
         elif self._matrices.holds(a):
-            self._multiplied(b.mT, a)
+            self._multiplied(_columns(b).mT, torch.atleast_2d(a))
 
     def _multiplied(self, inputs: Tensor, matrices: Tensor) -> None:
         """See inputs ``[…, in]`` of one matrix ``[out, in]``, or inputs ``[n, rows, in]`` of n of them."""

@@ -329,10 +329,10 @@ def _called(statistic: Any) -> str:
 
 
 def _dealt(fed_alike: Sequence[Sequence[Layer]], size: int) -> dict[str, int]:
-    """Choose an owner for each layer, the same for those that share an input and with it what is derived from it.
+    """Choose which process owns each layer. Layers that share an input have one owner, who factors its matrix once.
 
-    A solver's costs are about those of a factor of [in, in], and for each layer of a pass over it for each row of the
-    weight, column by column, where to begin with a column takes as long as a million multiplications: 30 µs.
+    A solver multiplies in³ numbers to factor the matrix ``[in, in]`` of an input, and for each layer in·(out·in) to
+    pass over the weight's rows, column by column. To begin a column takes 30 µs, as long as a million multiplications.
     """
     costs = [
         float(layers[0].shape[1] ** 3 + sum((layer.size + 1_000_000) * layer.shape[1] for layer in layers))

@@ -8,11 +8,9 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor, nn
 
+from ecoflap.core.bits import INTEGERS
 from ecoflap.core.contracts.records import Statistics
 from ecoflap.core.errors import ModelError, first_of
-
-_WHOLE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""Whole numbers by their bytes."""
 
 
 @contextmanager
@@ -120,12 +118,12 @@ def writes(tensor: Tensor) -> int | None:
 
 def _sums_of_bits(tensor: Shaped[Tensor, "..."]) -> Int[Tensor, "..."]:
     """Sum each row as whole numbers of its bits, which wrap around; give nothing of one whose bits are no such rows."""
-    if tensor.layout is not torch.strided or tensor.element_size() not in _WHOLE:
+    if tensor.layout is not torch.strided or tensor.element_size() not in INTEGERS:
         return torch.empty(0, dtype=torch.int64)
     rows = tensor.detach()
     if rows.ndim == 2 and rows.stride(0) < rows.stride(1):
         rows = rows.t()  # columns lie in one piece, and are read as fast
     with suppress(RuntimeError):  # rows that lie apart, or have bytes left over
         return rows.view(torch.int64).sum(-1)
-    bits = rows.view(_WHOLE[rows.element_size()])
+    bits = rows.view(INTEGERS[rows.element_size()])
     return bits.sum(-1, dtype=bits.dtype)

@@ -3,16 +3,15 @@
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float, Int, Shaped, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 
+from ecoflap.core.bits import count_nonzero, full_mask, is_nonzero, pack_mask
 from ecoflap.core.errors import KernelError
 from ecoflap.core.kernel import order
 from ecoflap.core.kernel.library import TYPES, Values, opened
 from ecoflap.core.kernel.order import Shape
 from ecoflap.core.kernel.route import route
-
-_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def pack_rows(
@@ -48,11 +47,10 @@ def pack_dense(
     out = torch.empty(shape.nbytes, dtype=torch.uint8) if out is None else out
     library = opened()
     if values != "exact" and shape.keeps_all:
-        pack_rows(out, shape, order.all_bits(shape), weight.reshape(-1))
+        pack_rows(out, shape, full_mask(shape.outputs * shape.inputs), weight.reshape(-1))
     elif isinstance(library, str):
-        kept = _magnitudes(weight).ne(0)
-        bits = torch.from_numpy(order.packed_bits(kept.numpy()))
-        order.write_rows(out, shape, bits, weight[kept])
+        kept = is_nonzero(weight)
+        order.write_rows(out, shape, pack_mask(kept), weight[kept])
     else:
         place = out.data_ptr(), len(out), shape.number, shape.outputs, shape.inputs
         library.call("pack_dense", *place, weight.data_ptr(), shape.kept)
@@ -69,18 +67,10 @@ def kept_in_int8(nonzeros: int, size: int) -> int:
 
 def shape_for(weight: Float[Tensor, "out in"], values: Values = "exact") -> Shape:
     """Say what a dense matrix is when it is packed."""
-    kept = int(_magnitudes(weight).count_nonzero())
+    kept = count_nonzero(weight)
     if values != "exact":
         kept = kept_in_int8(kept, weight.numel())
     return Shape(weight.dtype, weight.shape[0], weight.shape[1], kept, values)
-
-
-def _magnitudes(weight: Float[Tensor, "out in"]) -> Int[Tensor, "out in"]:
-    """Give the bits of numbers but their signs: nothing is left of both zeros alone.
-
-    After ``torch.set_flush_denormal(True)`` torch takes the smallest numbers for zeros, which the library stores.
-    """
-    return weight.detach().view(_INTEGERS[weight.itemsize]) << 1
 
 
 def cast(packed: UInt8[Tensor, "bytes"], dtype: torch.dtype) -> UInt8[Tensor, " others"]:

@@ -227,19 +227,6 @@ def _panels(shape: Shape) -> Iterator[tuple[int, int]]:
         yield first, min(each, shape.outputs - first)
 
 
-def packed_bits(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Make a mask one bit for each weight, in row order."""
-    return np.packbits(mask.reshape(-1), bitorder="little")
-
-
-def all_bits(shape: Shape) -> UInt8[Tensor, " masks"]:
-    """Give the mask of a matrix of which nothing is pruned."""
-    bits = torch.full((-(-shape.outputs * shape.inputs // 8),), 255, dtype=torch.uint8)
-    if left := shape.outputs * shape.inputs % 8:
-        bits[-1] = (1 << left) - 1
-    return bits
-
-
 def bits_between(bits: UInt8[Tensor, " masks"], first: int, count: int) -> Bool[Tensor, " count"]:
     """Open some bits of a mask: True for each weight that is kept."""
     return torch.from_numpy(_bits(bits.numpy(), first, count).copy())

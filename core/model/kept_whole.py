@@ -8,7 +8,7 @@ from torch import nn
 
 from ecoflap.core.model.anatomy import Anatomy, Tower
 from ecoflap.core.model.kept_parts import ROUTER, is_router, kept_outside
-from ecoflap.core.model.never_pruned import Kind, NeverPruned, never_pruned
+from ecoflap.core.model.never_pruned import NeverPruned, ParameterKind, never_pruned
 
 SMALL = "norms, biases and scales"
 NO_LAYERS = "experts that the adapter does not list"
@@ -52,11 +52,11 @@ def _layers(anatomy: Anatomy, pruned: Container[str]) -> Iterator[tuple[str, int
 
 def _reason(model: nn.Module, anatomy: Anatomy, one: NeverPruned) -> str:
     """Say why a parameter is kept that is no layer."""
-    if one.kind is Kind.SMALL:
+    if one.kind is ParameterKind.SMALL:
         return SMALL
-    if one.kind is Kind.OFFERED:
+    if one.kind is ParameterKind.OFFERED:
         return "outside the blocks; include: takes it in"
-    if one.kind in (Kind.LEFT_OUT, Kind.EMBEDDING, Kind.CONVOLUTION):
+    if one.kind in (ParameterKind.LEFT_OUT, ParameterKind.EMBEDDING, ParameterKind.CONVOLUTION):
         return one.reason
     if is_router(model, one.name):
         return ROUTER

@@ -10,7 +10,7 @@ from ecoflap.core.errors import nearest
 from ecoflap.core.model.anatomy import Anatomy, Tower
 
 
-class Kind(Enum):
+class ParameterKind(Enum):
     """Tells apart what a parameter can be that no layer is."""
 
     OFFERED = auto()
@@ -32,7 +32,7 @@ class NeverPruned:
 
     name: str
     shape: tuple[int, ...]
-    kind: Kind
+    kind: ParameterKind
     reason: str
 
 
@@ -54,8 +54,8 @@ def never_pruned(
             path, _, own = name.rpartition(".")
             module = model.get_submodule(path)
             kind, reason = _being(module, own, parameter, outside.get(id(module)))
-            why = why_left_out(name, left_out) if parameter.ndim >= 2 and kind is not Kind.EMBEDDING else None
-            yield NeverPruned(name, tuple(parameter.shape), Kind.LEFT_OUT if why else kind, why or reason)
+            why = why_left_out(name, left_out) if parameter.ndim >= 2 and kind is not ParameterKind.EMBEDDING else None
+            yield NeverPruned(name, tuple(parameter.shape), ParameterKind.LEFT_OUT if why else kind, why or reason)
 
 
 def why_left_out(name: str, left_out: Mapping[str, str]) -> str | None:
@@ -65,21 +65,21 @@ def why_left_out(name: str, left_out: Mapping[str, str]) -> str | None:
     return left_out.get(name)
 
 
-def _being(module: nn.Module, own: str, parameter: nn.Parameter, offered: str | None) -> tuple[Kind, str]:
+def _being(module: nn.Module, own: str, parameter: nn.Parameter, offered: str | None) -> tuple[ParameterKind, str]:
     """Say what a parameter is, also in words."""
     of = type(module).__name__
     if offered is not None and own == "weight":
-        return Kind.OFFERED, f"outside the blocks; a recipe takes it in with include: [{offered}]"
+        return ParameterKind.OFFERED, f"outside the blocks; a recipe takes it in with include: [{offered}]"
     if isinstance(module, nn.Embedding) or "embed" in own:
-        return Kind.EMBEDDING, "embedding"
+        return ParameterKind.EMBEDDING, "embedding"
     if "bias" in own or parameter.ndim < 2:
-        return Kind.SMALL, "norm" if "norm" in of.lower() and own == "weight" else "bias or scale"
+        return ParameterKind.SMALL, "norm" if "norm" in of.lower() and own == "weight" else "bias or scale"
     if isinstance(module, nn.modules.conv._ConvNd):
         is_of_patches = "embed" in of.lower() or parameter.ndim == 4
-        return Kind.CONVOLUTION, "patch embedding" if is_of_patches else "convolution"
+        return ParameterKind.CONVOLUTION, "patch embedding" if is_of_patches else "convolution"
     if isinstance(module, nn.Linear):
-        return Kind.UNUSED, "not used by the loss, or not offered by the adapter"
-    return Kind.NOT_LINEAR, f"parameter of a {of}, which no linear layer applies"
+        return ParameterKind.UNUSED, "not used by the loss, or not offered by the adapter"
+    return ParameterKind.NOT_LINEAR, f"parameter of a {of}, which no linear layer applies"
 
 
 def tied_names(model: nn.Module, name: str) -> list[str]:
@@ -114,8 +114,8 @@ def why_not_included(
 
 def _as_predicate(one: NeverPruned) -> str:
     """Put a reason behind a name and ``is``; the adapter's own begin with a verb, or name what it is before a colon."""
-    if one.kind is Kind.LEFT_OUT:
+    if one.kind is ParameterKind.LEFT_OUT:
         return f"left out: {one.reason}"
-    if one.kind in (Kind.OFFERED, Kind.UNUSED):
+    if one.kind in (ParameterKind.OFFERED, ParameterKind.UNUSED):
         return one.reason
     return f"an {one.reason}" if one.reason[0] in "aeiou" else f"a {one.reason}"

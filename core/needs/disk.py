@@ -1,5 +1,6 @@
 """Predict the disk that a run takes: what it leaves, and what is there until it is done."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ecoflap.core.needs.exports import exported_bytes, meanwhile_of
@@ -80,42 +81,47 @@ class DiskNeeds:
 
 def disk_needs(prepared: Prepared, places: Places) -> DiskNeeds:
     """Add up what a run leaves on disk, and what it deletes again, with the model and the record in these places."""
-    width = bytes_of_weight(prepared)
-    masks, gradients, spilled = prepared.size // 8, bytes_of_gradients(prepared), 0
-    kept = ("dense/ at most", sum(bytes_remembered(prepared))), ("scores/", bytes_of_weight_scores(prepared))
-    exports = ((part.use, exported_bytes(part, prepared)) for part in prepared.recipe.export)
-    if places.spilled:
-        # What a refined block is held against is as large as what is recorded, for each target.
-        # A block that was given what lay on another device has a copy of that beside the record while it is refined.
-        copied = 1 if prepared.targets_asked and not prepared.is_on_cpu else 0
-        spilled = bytes_of_record(prepared) * (1 + len(prepared.targets_asked) + copied)
-        spilled += bytes_inside_blocks(prepared)
-        gradients = max(gradients, bytes_of_scorer(prepared)[1])  # the scorer's are gone when pruners ask for theirs
-    blocks = bytes_in_block_files(prepared)
-    beside = trying = 0
-    if places.offloaded:
-        blocks, beside, trying = _offloaded(prepared)
-        trying += gradients + spilled if trying else 0
-    exporting = meanwhile_of(prepared, places.offloaded).values()
+    offloaded = places.offloaded
+    blocks, beside, trying = _offloaded(prepared) if offloaded else (bytes_in_block_files(prepared), 0, 0)
+    gradients, spilled = _spilled(prepared) if places.spilled else (bytes_of_gradients(prepared), 0)
+    exporting = meanwhile_of(prepared, offloaded).values()
     return DiskNeeds(
-        files=(
-            ("model/", parameters_of(prepared) * width),
-            ("masks", masks),
-            *([("rounds/", (prepared.recipe.round_count - 1) * masks)] if prepared.recipe.round_count > 1 else ()),
-            *((name, size) for name, size in kept if size),
-            *exports,
-        ),
+        files=tuple(_files(prepared)),
         blocks=blocks,
         beside=beside,
-        trying=trying,
+        trying=trying + gradients + spilled if trying else 0,
         gradients=gradients,
         spilled=spilled,
         steps=bytes_of_steps(prepared),
         left=bytes_left_by_refiners(prepared),
-        trained=bytes_trained_in_files(prepared) if places.offloaded else 0,
-        put_together=bytes_put_together(prepared) if places.offloaded else 0,
+        trained=bytes_trained_in_files(prepared) if offloaded else 0,
+        put_together=bytes_put_together(prepared) if offloaded else 0,
         exporting=max((one.disk for one in exporting), default=0),
     )
+
+
+def _files(prepared: Prepared) -> Iterator[tuple[str, int]]:
+    """Yield what a run leaves, by its name in the run folder."""
+    masks, rounds = prepared.size // 8, prepared.recipe.round_count
+    yield "model/", parameters_of(prepared) * bytes_of_weight(prepared)
+    yield "masks", masks
+    if rounds > 1:
+        yield "rounds/", (rounds - 1) * masks
+    kept = ("dense/ at most", sum(bytes_remembered(prepared))), ("scores/", bytes_of_weight_scores(prepared))
+    yield from ((name, size) for name, size in kept if size)
+    yield from ((part.use, exported_bytes(part, prepared)) for part in prepared.recipe.export)
+
+
+def _spilled(prepared: Prepared) -> tuple[int, int]:
+    """Count bytes of gradients in files at the most, and of all else that waits there for its block.
+
+    What a refined block is held against is as large as what is recorded, for each target. A block that was given what
+    lay on another device has a copy of that beside the record while it is refined.
+    """
+    gradients = max(bytes_of_gradients(prepared), bytes_of_scorer(prepared)[1])  # the scorer's are gone before pruners'
+    copied = 1 if prepared.targets_asked and not prepared.is_on_cpu else 0
+    recorded = bytes_of_record(prepared) * (1 + len(prepared.targets_asked) + copied)
+    return gradients, recorded + bytes_inside_blocks(prepared)
 
 
 def _offloaded(prepared: Prepared) -> tuple[int, int, int]:

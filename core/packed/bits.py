@@ -13,7 +13,7 @@ from jaxtyping import Float, Shaped, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ecoflap.core.packed.contents import INTEGERS
+from ecoflap.core.bits import INTEGERS
 from ecoflap.core.sealing.sealed import flat
 
 _Bits: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.signedinteger[Any]]]"

@@ -20,9 +20,6 @@ from ecoflap.core.sealing.sealed import Sealed
 
 FORMAT = "ecoflap.packed"
 
-INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""By the bytes of a pruned weight, the type that its bits are copied as: no floating-point unit then quiets a NaN."""
-
 
 def _known_dtype(name: str) -> str:
     if name not in DTYPES:

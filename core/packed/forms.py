@@ -11,10 +11,11 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from ecoflap.core.bits import full_mask, pack_mask
 from ecoflap.core.errors import KernelError
 from ecoflap.core.kernel.library import Values
 from ecoflap.core.kernel.matrix import pack_dense, pack_rows, shape_for
-from ecoflap.core.kernel.order import Shape, all_bits, bits_between, packed_bits
+from ecoflap.core.kernel.order import Shape, bits_between
 from ecoflap.core.kernel.packed_parameters import is_conv1d
 from ecoflap.core.packed.read_packed import StoredPacked
 
@@ -139,7 +140,7 @@ def _parts(form: Form, whole: Shape, stored: StoredPacked) -> Iterator[StoredPac
         done += len(values)
         if form.transposed:
             mask, values = _turned(mask.reshape(inputs, outputs), values)
-        yield StoredPacked(torch.from_numpy(packed_bits(mask.numpy())), values)
+        yield StoredPacked(pack_mask(mask), values)
     if done != len(stored.values):
         raise KernelError("the mask keeps fewer weights than there are values")
 
@@ -150,6 +151,6 @@ def _turned(mask: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     return mask.T, dense.T[mask.T]
 
 
-def all_kept(whole: Shape, stored: Tensor) -> StoredPacked:
+def as_unpruned(stored: Tensor) -> StoredPacked:
     """Give a dense parameter as one of which nothing is pruned."""
-    return StoredPacked(all_bits(whole), stored.reshape(-1))
+    return StoredPacked(full_mask(stored.numel()), stored.reshape(-1))

@@ -80,7 +80,7 @@ _stays_packed: ContextVar[Packing | None] = ContextVar("stays_packed", default=N
 
 
 @contextmanager
-def staying_packed(packing: Packing) -> Iterator[None]:
+def left_packed(packing: Packing) -> Iterator[None]:
     """Have :func:`fill` leave pruned matrices packed inside, as far as they can be multiplied so.
 
     What an adapter loads is filled deep within its library's own loading, which need not know of it.

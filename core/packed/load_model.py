@@ -21,8 +21,9 @@ from ecoflap.core.model.anatomy import Source
 from ecoflap.core.model.own_code import own_code
 from ecoflap.core.model.source import is_setting, open_source
 from ecoflap.core.packed.exported_folder import exported_folder
-from ecoflap.core.packed.into_model import is_packed, refuse_dense, staying_packed
-from ecoflap.core.packed.packing import begun, warn_of_none
+from ecoflap.core.packed.into_model import is_packed, left_packed, refuse_dense
+from ecoflap.core.packed.pack_model import pack_model
+from ecoflap.core.packed.packing import ATTRIBUTE, begun, warn_of_none
 from ecoflap.core.packed.read_packed import masks_in
 from ecoflap.core.packed.shards import locate
 from ecoflap.core.packed.two_four import run_two_four
@@ -64,6 +65,7 @@ def load_model(
     :param weights: ``packed`` leaves pruned matrices packed in memory, and multiplies with them so, on the CPU;
         on a GPU those that are pruned 2:4, once the model is there; a warning says why where none is.
         ``model.ecoflap_packing`` says which, and what stays dense and why. docs/kernel.md has how fast that is where.
+        What an adapter's own code reads dense is packed once it is in memory.
         ``packed-int8`` rounds weights to int8 as they are read, of each ``nn.Linear`` that takes fewer bytes so, and
         in each product x to int16; ``packed-int8a8`` rounds x to int8.
     :param embeddings: How embeddings and the head are held, likewise, pruned or not: a head that is the embedding too
@@ -83,7 +85,7 @@ def load_model(
     elsewhere = _kind_of(device, weights, embeddings) != "cpu"
     packing = None if weights == "dense" or elsewhere else begun(_PACKED[weights], _PACKED.get(embeddings))
     source = _opened(from_here(folder))
-    with nullcontext() if packing is None else staying_packed(packing):
+    with nullcontext() if packing is None else left_packed(packing):
         if isinstance(adapter, str):
             model = _loaded_by_named(adapter, source, kept_in, device)
         elif adapter is None:
@@ -94,6 +96,8 @@ def load_model(
     model = model.eval()
     if weights == "packed" and elsewhere:
         run_two_four(model)
+    elif packing is not None and not hasattr(model, ATTRIBUTE):  # its adapter's own code has read the weights
+        pack_model(model, packing.values, packing.embeddings)
     elif packing is not None:
         warn_of_none(packing)
     return model

@@ -10,6 +10,7 @@ from jaxtyping import Bool
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ecoflap.core.bits import pack_mask
 from ecoflap.core.disk.whole_files import sha256_of
 from ecoflap.core.dtypes import dtype_name
 from ecoflap.core.errors import FormatError
@@ -17,7 +18,7 @@ from ecoflap.core.model.anatomy import part_of
 from ecoflap.core.model.parameter_masks import parameter_and_part
 from ecoflap.core.packed.into_model import is_packed
 from ecoflap.core.packed.load_model import load_masks
-from ecoflap.core.pruning.masks import MASKS, PackedMasks, pack, popcount
+from ecoflap.core.pruning.masks import MASKS, PackedMasks, popcount
 from ecoflap.core.sealing.sums import check_listed
 
 _AT_ONCE = 4
@@ -119,7 +120,7 @@ def _read(path: Path, stamps: tuple[tuple[Path, int, int], ...], zeros: bool) ->
             if problem:
                 wrong.setdefault(problem, []).append(name)
             elif not zeros or (tensor.is_floating_point() and tensor.dim() > 1):
-                masks.put(name, pack(tensor.ne(0)), tuple(tensor.shape))
+                masks.put(name, pack_mask(tensor.ne(0)), tuple(tensor.shape))
         problems += [f"{file}: {who} {problem}" for problem, names in wrong.items() for who in _called(names)]
     if not masks and not problems:
         problems = [f"{path}: no tensor in it is a matrix of weights" if zeros else f"{path}: it holds no tensor"]

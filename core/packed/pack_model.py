@@ -19,8 +19,8 @@ from ecoflap.core.packed.packing import (
     begun,
     is_expected,
     is_replaced,
+    put_packed,
     refuse_packed,
-    replace,
     vocabulary_weights,
     warn_of_none,
     why_dense,
@@ -79,7 +79,7 @@ def pack_model(model: nn.Module, values: Values = "exact", embeddings: Values | 
     for candidate in candidates:
         packed = arena.take(candidate.nbytes)
         ends = pack_into(packed, candidate.form, model.get_parameter(candidate.names[0]), candidate.shape.values)
-        replace(model, candidate, packed, ends)
+        put_packed(model, candidate, packed, ends)
         packing.add(candidate.names[0], candidate.shape, ends[-1])
     setattr(model, ATTRIBUTE, packing)
     warn_of_none(packing)

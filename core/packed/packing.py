@@ -203,7 +203,7 @@ def arena_of(candidates: Iterable[Candidate]) -> Arena:
     return Arena(candidate.nbytes for candidate in candidates)
 
 
-def replace(model: nn.Module, candidate: Candidate, packed: torch.Tensor, ends: Sequence[int]) -> None:
+def put_packed(model: nn.Module, candidate: Candidate, packed: torch.Tensor, ends: Sequence[int]) -> None:
     """Have modules multiply with packed weights that held them dense, with their biases.
 
     :param packed: Holds the matrices of the weight, and may be longer.

@@ -8,12 +8,13 @@ import torch
 from jaxtyping import Shaped, UInt8
 from torch import Tensor
 
+from ecoflap.core.bits import full_mask
 from ecoflap.core.disk.safetensors_header import DTYPES
 from ecoflap.core.errors import FormatError
 from ecoflap.core.packed.bits import bits_of, nonzero_bits, nonzeros_of, spread
 from ecoflap.core.packed.contents import FORMAT, Contents, Entry, contents_of
 from ecoflap.core.packed.shards import SHARD, Located, locate
-from ecoflap.core.pruning.masks import PackedMasks, all_kept, check_fit, popcount
+from ecoflap.core.pruning.masks import PackedMasks, check_fit, popcount
 from ecoflap.core.sealing.sealed import Sealed, open_sealed
 
 _ANEW = "Fetch it anew, or export it anew: `ecoflap export` replaces what is there with --overwrite."
@@ -100,7 +101,7 @@ def _mask_bits(file: Sealed, name: str, entry: Entry) -> Tensor:
     if entry.packed:
         return _read_mask(file, name, entry)
     if entry.kept == entry.size:
-        return all_kept(entry.size)
+        return full_mask(entry.size)
     return nonzero_bits(_read_dense(file, name, entry))
 
 

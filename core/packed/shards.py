@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from ecoflap.core.disk.json_files import read_bytes
 from ecoflap.core.disk.paths import from_here
-from ecoflap.core.disk.whole_files import whole_folder, write_whole
+from ecoflap.core.disk.whole_files import PARTIAL, delete_whole, whole_folder, write_whole
 from ecoflap.core.errors import EcoflapError, FormatError, first_of
 
 ENDING = ".packed.safetensors"
@@ -137,7 +137,8 @@ def write_shards(
     :return: The shards, and last the index.
     """
     files = [path.with_name(_name(path.name, number, len(shards))) for number in range(len(shards))]
-    aside = path.with_name(f".{path.name}.shards")
+    # By its name it is deleted as a leftover where the process is killed before all are in their place.
+    aside = path.with_name(f".{path.name}.shards{PARTIAL}")
     with whole_folder(aside) as folder:
         seals = {file.name: write(folder / file.name, number) for number, file in enumerate(files)}
     where = {name: file.name for file, inside in zip(files, shards, strict=True) for name in inside}
@@ -146,9 +147,11 @@ def write_shards(
     # The index goes first and comes last: a process killed in between leaves shards that no reader takes for whole.
     forget_shards(path)
     path.unlink(missing_ok=True)
-    for file in files:
-        os.replace(aside / file.name, file)
-    aside.rmdir()
+    try:
+        for file in files:
+            os.replace(aside / file.name, file)
+    finally:
+        delete_whole(aside)
     write_whole(_index_of(path), json.dumps(index.model_dump(), indent=2) + "\n")
     return [*files, _index_of(path)]
 

@@ -12,13 +12,13 @@ from ecoflap.core.kernel.arena import Arena
 from ecoflap.core.kernel.library import Values
 from ecoflap.core.kernel.order import Shape
 from ecoflap.core.packed.contents import Entry
-from ecoflap.core.packed.forms import Form, all_kept, form_of, pack_stored_into
+from ecoflap.core.packed.forms import Form, as_unpruned, form_of, pack_stored_into
 from ecoflap.core.packed.packing import (
     Candidate,
     Packing,
     arena_of,
     is_expected,
-    replace,
+    put_packed,
     vocabulary_weights,
     why_dense,
 )
@@ -83,7 +83,7 @@ class StayingPacked:
         """
         candidate = self.candidates[name]
         shape, packed = candidate.shape, self.arena.take(candidate.nbytes)
-        stored = all_kept(shape, stored) if isinstance(stored, Tensor) else stored
+        stored = as_unpruned(stored) if isinstance(stored, Tensor) else stored
         values = stored.values.to(shape.dtype)
         if shape.values != "exact" and not values.isfinite().all():
             raise ModelError(
@@ -93,7 +93,7 @@ class StayingPacked:
             ends = pack_stored_into(packed, candidate.form, shape, StoredPacked(stored.bits, values))
         except KernelError as error:
             raise FormatError(f"the packed weight {name} is damaged: {error}") from error
-        replace(model, candidate, packed, ends)
+        put_packed(model, candidate, packed, ends)
         self.packing.add(name, shape, ends[-1])
 
 

@@ -68,10 +68,7 @@ def score_layers(
             if name in earlier:  # by an earlier process; a scorer need not look at which layers it was given
                 continue
             if name in done:
-                raise ModelError(
-                    f"the scorer {scorer.use} gave {name} a second score, {shown(score)}; it yields one for each "
-                    f"{unit}, so what it finds in several batches is to be put together first"
-                )
+                raise _a_second(scorer.use, name, score, unit)
             place, shape = places.get(name, (0, None))  # a block has neither
             answer = _checked(scorer, name, score, done, shape)
             refuse_changed(ranks)
@@ -85,6 +82,13 @@ def score_layers(
     for sentence in _uninformative(scores, unit):
         emit(Warned(f"{scorer.use}: {sentence}"))
     return Scores(unit, aggregate, scores)
+
+
+def _a_second(use: str, name: str, score: Any, unit: Unit) -> ModelError:
+    return ModelError(
+        f"the scorer {use} gave {name} a second score, {shown(score)}; it yields one for each {unit}, so what it finds "
+        "in several batches is to be put together first"
+    )
 
 
 def _tell_few(use: str, replay: Replay, told: set[str], emit: Callable[[Event], None]) -> None:

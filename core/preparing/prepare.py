@@ -8,8 +8,9 @@ from torch import nn
 
 from ecoflap.core.contracts.adapter_answers import loaded_by, max_length_of
 from ecoflap.core.contracts.blame import blaming
+from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.errors import EcoflapError, ModelError, RecipeError
-from ecoflap.core.model.anatomy import Anatomy
+from ecoflap.core.model.anatomy import Anatomy, Source
 from ecoflap.core.model.source import in_memory, is_on_hub, open_source, with_config
 from ecoflap.core.packed.packing import refuse_packed
 from ecoflap.core.preparing.checks import part_problems, recipe_problems
@@ -65,18 +66,8 @@ def prepare(
     adapter = recipe.model.named_adapter() or adapter_for(source, registry)
     if processor is not None:
         adapter.processor = processor
-    with (
-        refusing_misfit(adapter, recipe.model.adapter_name, source),
-        blaming(f"the adapter {type(adapter).__name__}, taking {source.name} apart,"),
-    ):
-        weightless = model if model is not None else loaded_by(adapter, source, None, "meta")
-        anatomy = Anatomy.of(adapter.towers(weightless), adapter.layers, recipe.included)
-        if model is not None:
-            refuse_computed(anatomy)
-        anatomy.refuse_unnamed(weightless)
-        max_length_of(adapter, weightless)  # it is asked for again below, and shows here that an adapter does not fit
-    pools = tuple(pools_in(anatomy, recipe))
-    prepared = Prepared(recipe, source, adapter, anatomy, pools, weightless)
+    weightless, anatomy = _taken_apart(recipe, source, adapter, model)
+    prepared = Prepared(recipe, source, adapter, anatomy, tuple(pools_in(anatomy, recipe)), weightless)
     with processor_read(prepared) as unread:
         problems = [] if model is None else list(named_otherwise(recipe, source))
         problems += [*strangers(recipe, own), *unread, *recipe_problems(prepared, registry), *token_problems(prepared)]
@@ -89,6 +80,28 @@ def prepare(
     if of_data:
         raise DataNotReady(prepared, *map(recipe.placed, of_data))
     return prepared
+
+
+def _taken_apart(
+    recipe: Recipe, source: Source, adapter: Adapter, model: nn.Module | None
+) -> tuple[nn.Module, Anatomy]:
+    """Load the model without its weights, unless there is one in memory, and have the adapter name what it is made of.
+
+    :raises ModelError: Where the adapter does not fit it.
+    """
+    with (
+        refusing_misfit(adapter, recipe.model.adapter_name, source),
+        blaming(f"the adapter {type(adapter).__name__}, taking {source.name} apart,"),
+    ):
+        weightless = model if model is not None else loaded_by(adapter, source, None, "meta")
+        anatomy = Anatomy.of(adapter.towers(weightless), adapter.layers, recipe.included)
+        if model is not None:
+            refuse_computed(anatomy)
+        anatomy.refuse_unnamed(weightless)
+        max_length_of(
+            adapter, weightless
+        )  # recipes are checked by it later; here it shows that an adapter does not fit
+    return weightless, anatomy
 
 
 def _data_problems(prepared: Prepared, *, trying: bool) -> Iterator[str]:

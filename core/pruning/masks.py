@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 from torch import Tensor
 
+from ecoflap.core.bits import full_mask, pack_mask
 from ecoflap.core.errors import FormatError
 from ecoflap.core.model.parameter_masks import ParameterMasks
 from ecoflap.core.sealing.sealed import SealedTensor, open_sealed, write_sealed
@@ -36,7 +37,7 @@ class PackedMasks(Mapping[str, Tensor]):
         self._shapes: dict[str, tuple[int, ...]] = {}
 
     def put(self, name: str, bits: UInt8[Tensor, "bytes"], shape: tuple[int, ...]) -> None:
-        """Add what :func:`pack` made of a mask."""
+        """Add what :func:`pack_mask` made of a mask."""
         self.bits[name], self._shapes[name] = bits, shape
 
     def shape_of(self, name: str) -> tuple[int, ...]:
@@ -57,15 +58,6 @@ class PackedMasks(Mapping[str, Tensor]):
         return len(self.bits)
 
 
-def pack(mask: Bool[Tensor, "*shape"]) -> UInt8[Tensor, "bytes"]:
-    """Make a mask one bit for each weight, in row-major order and the first weight in the lowest bit of a byte.
-
-    The last byte is filled up with zeros.
-    """
-    flat = mask.detach().cpu().reshape(-1).numpy()
-    return torch.from_numpy(np.packbits(flat, bitorder="little"))
-
-
 def check_fit(bits: UInt8[Tensor, "bytes"], shape: tuple[int, ...]) -> None:
     """Refuse packed bits that are not exactly as many as a mask of this shape takes.
 
@@ -80,7 +72,7 @@ def check_fit(bits: UInt8[Tensor, "bytes"], shape: tuple[int, ...]) -> None:
 
 
 def unpack(bits: UInt8[Tensor, "bytes"], shape: tuple[int, ...]) -> Bool[Tensor, "..."]:
-    """Undo :func:`pack`; bits that do not fit the shape exactly are refused."""
+    """Undo :func:`pack_mask`; bits that do not fit the shape exactly are refused."""
     check_fit(bits, shape)
     size = prod(shape)
     return torch.from_numpy(np.unpackbits(bits.cpu().numpy(), count=size, bitorder="little").view(bool)).reshape(shape)
@@ -100,7 +92,7 @@ def bits_in(masks: Mapping[str, Tensor], name: str) -> UInt8[Tensor, "bytes"]:
         return masks.bits[name]
     if isinstance(masks, ParameterMasks):
         return _bits_of_parts(masks, name)
-    return pack(masks[name].detach().to("cpu", torch.bool))
+    return pack_mask(masks[name].detach().to("cpu", torch.bool))
 
 
 def shape_in(masks: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
@@ -113,14 +105,6 @@ def shape_in(masks: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
     return tuple(masks[name].shape)
 
 
-def all_kept(size: int) -> UInt8[Tensor, "bytes"]:
-    """Give the packed mask that keeps all of so many weights."""
-    bits = torch.full(((size + 7) // 8,), 255, dtype=torch.uint8)
-    if size % 8:
-        bits[-1] = (1 << size % 8) - 1
-    return bits
-
-
 def _bits_of_parts(masks: ParameterMasks, name: str) -> Tensor:
     """Put the packed masks of a parameter's parts together; what is no layer of it is kept."""
     places = masks.places(name)
@@ -129,8 +113,10 @@ def _bits_of_parts(masks: ParameterMasks, name: str) -> Tensor:
     whole, parts = places
     are_as_large = all(shape_in(masks.by_layer, layer) == tuple(place.shape) for layer, place in parts.items())
     if not are_as_large or any(place.storage_offset() % 8 or place.numel() % 8 for place in parts.values()):
-        return pack(masks[name])  # it says which is not; and parts that begin within a byte are those of small models
-    bits = all_kept(whole.numel())
+        return pack_mask(
+            masks[name]
+        )  # it says which is not; and parts that begin within a byte are those of small models
+    bits = full_mask(whole.numel())
     for layer, place in parts.items():
         bits[place.storage_offset() // 8 :][: place.numel() // 8] = bits_in(masks.by_layer, layer)
     return bits

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from jaxtyping import UInt8
 from torch import Tensor
 
-from ecoflap.core.budget.select import is_nonzero, kept_only, same_bits
+from ecoflap.core.bits import count_nonzero, pack_mask, same_bits
+from ecoflap.core.budget.select import kept_only
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.events import Event, LayerPruned, Progress, Refined, Warned
 from ecoflap.core.contracts.protocols import LossStatistic, is_of_inputs
@@ -26,7 +27,7 @@ from ecoflap.core.pruning.block_files import BlockFiles, FinishedLayer
 from ecoflap.core.pruning.cumulative import held_within
 from ecoflap.core.pruning.dense_blocks import DenseBlocks
 from ecoflap.core.pruning.finished_weights import FinishedWeights
-from ecoflap.core.pruning.masks import PackedMasks, pack, unpack
+from ecoflap.core.pruning.masks import PackedMasks, unpack
 from ecoflap.core.pruning.mended_blocks import mended_in
 from ecoflap.core.pruning.pruner_answer import pruned_layer
 from ecoflap.core.recipe.part_spec import PartSpec
@@ -253,8 +254,8 @@ class BlockwisePruning:
                 pruned = held_within(pruned, weight, left, pruner.use)
             more = not same_bits(pruned.weight, kept_only(weight, pruned.mask))
         layer.weight.data.copy_(pruned.weight)
-        zeros = planned.keep - int(is_nonzero(pruned.weight).count_nonzero())
-        finished = FinishedLayer(pack(layer.as_stored(pruned.mask)), layer.weight.data if more else None)
+        zeros = planned.keep - count_nonzero(pruned.weight)
+        finished = FinishedLayer(pack_mask(layer.as_stored(pruned.mask)), layer.weight.data if more else None)
         done = LayerPruned(layer.name, planned.keep, layer.size, zeros, perf_counter() - started)
         few = next((few_tokens(one) for one in statistics.values() if isinstance(one, Gram)), None)
         return _Outcome(finished, pruned.notes, done, few, pruned.mended)

@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ecoflap.core.bits import is_nonzero
 from ecoflap.core.budget.counts import Budget, Pattern
-from ecoflap.core.budget.select import is_finite, is_nonzero
+from ecoflap.core.budget.select import is_finite
 from ecoflap.core.contracts.answers import shown
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.protocols import Pruner

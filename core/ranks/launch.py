@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from ecoflap.core.cores import usable_cores
 from ecoflap.core.errors import RankError
 
 _PATIENCE = 12.0
@@ -131,7 +132,7 @@ def how_ended(code: int, read: str = "a model's with model.offload: disk") -> st
 def _environment(rank: int, size: int, port: int) -> dict[str, str]:
     """Give what torchrun would put into the environment of a process, and quiet there."""
     number, there = str(rank), str(size)
-    threads = str(max(1, (os.cpu_count() or 1) // size))
+    threads = str(max(1, usable_cores() // size))
     return {
         "OMP_NUM_THREADS": threads,
         _QUIET[0]: _QUIET[1],

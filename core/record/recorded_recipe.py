@@ -26,7 +26,7 @@ class RecordedScorer(RecordedPart):
         return str((self.model_extra or {}).get("granularity", "group"))
 
 
-class RecordedModel(BaseModel):
+class RecordedModelKeys(BaseModel):
     """``model:`` of a recipe, of which the report is asked the source alone."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="allow")
@@ -43,7 +43,7 @@ class RecordedRecipe(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="allow")
 
     seed: int
-    model: RecordedModel
+    model: RecordedModelKeys
     sparsity: float | str | None = None
     score: RecordedScorer | None = None
     allocate: RecordedPart

@@ -25,6 +25,16 @@ _LEAST = 1e-4
 """Of the median squared length of a batch's tokens, the least that a token's error is held against."""
 
 
+def _least_length(lengths: Float[Tensor, " tokens"]) -> float:
+    """Give the squared length that shorter tokens count as: a share of no length, or nearly none, has no bounds.
+
+    By the median, since a mean would be the longest token's own; of those that have a length, since a block that
+    leaves most tokens at 0 has a scale all the same. Where it leaves all of them there an error counts as it is.
+    """
+    positive = lengths[lengths > 0]
+    return (float(positive.median()) * _LEAST if positive.numel() else 0.0) or 1.0
+
+
 class HiddenView(RefinedView):
     """A pruned block or sub-block, which gives hidden states.
 
@@ -83,8 +93,9 @@ class HiddenView(RefinedView):
 
     @contextmanager
     def objective(self, number: int) -> Iterator[Float[Tensor, ""]]:
-        """Give the mean of ‖f(x) − t‖² / ‖t‖² over the real tokens x of a batch.
+        """Give the mean of ‖f(x) − t‖² / max(‖t‖², c) over the real tokens x of a batch.
 
+        c is a small share of the median of those ‖t‖² that are not 0.
         What reads a hidden state normalises it first, so that an error matters as a share of its length. Of a language
         model's tokens the first has a hundred times the length of others, and their errors would be lost in its square.
         """
@@ -99,8 +110,7 @@ class HiddenView(RefinedView):
         errors, lengths = (torch.cat(each) for each in zip(*measured, strict=True))
         if not lengths.numel():
             return errors.sum()
-        # Where the dense block gives nothing a share would be without bounds. A mean would be the longest token's own.
-        shares = errors / lengths.clamp_min(_LEAST * float(lengths.median()) or 1.0)
+        shares = errors / lengths.clamp_min(_least_length(lengths))
         return shares.sum() / len(shares)
 
     def _errors_and_lengths(

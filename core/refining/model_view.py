@@ -29,10 +29,10 @@ from ecoflap.core.seeding import seed_for, seeded
 
 
 class ModelView(RefinedView):
-    """The whole pruned model, for as long as :meth:`opened` lasts: all of it in float32.
+    """The whole pruned model, held in float32 for as long as :meth:`opened` lasts.
 
-    There is no second model. What the dense one would say is computed from what its last block returned, which was
-    recorded before that block was pruned: what comes behind the blocks is the same in both.
+    There is no second, dense model. The dense model's logits are computed from what its last block returned, which was
+    recorded before that block was pruned, by the modules that follow the blocks: these are the same in both.
 
     :param dense: A replay in which every block with layers was recorded while it was dense. The processes that share
         its batches refine the model together.

@@ -158,7 +158,7 @@ class RefinedView:
             for number in numbers:
                 self.add_gradient(number, share)
             return
-        before = [parameter.grad for parameter in self.parameters]
+        before = self._gradients_taken()
         for found in [before, *self.ranks.deal(numbers, lambda number: self._gradients(number, share))]:
             for parameter, gradient in zip(self.parameters, found, strict=True):
                 if parameter.grad is None:
@@ -167,10 +167,12 @@ class RefinedView:
                     parameter.grad += gradient
 
     def _gradients(self, number: int, share: float) -> list[Tensor | None]:
-        """Give a batch's share of the objective's gradients; afterwards there are none."""
-        for parameter in self.parameters:
-            parameter.grad = None
+        """Give a batch's share of the objective's gradients, where there are none before and afterwards."""
         self.add_gradient(number, share)
+        return self._gradients_taken()
+
+    def _gradients_taken(self) -> list[Tensor | None]:
+        """Give the gradients that are there, and leave none: each process then has what all of them add up."""
         found = [parameter.grad for parameter in self.parameters]
         for parameter in self.parameters:
             parameter.grad = None

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, RootModel
 
-Path = tuple[Any, ...]
+ValuePath = tuple[Any, ...]
 """The keys and numbers that lead to what is inside of a value."""
 
 
@@ -18,12 +18,12 @@ class Unread(NamedTuple):
     :param known: The keys that it has.
     """
 
-    path: Path
+    path: ValuePath
     keys: list[str]
     known: list[str]
 
 
-def changed_inside(value: Any, change: Callable[[Any, Path], Any], path: Path = ()) -> Any:
+def changed_inside(value: Any, change: Callable[[Any, ValuePath], Any], path: ValuePath = ()) -> Any:
     """Give a value with each thing in it changed; itself, where that leaves all as it is."""
     within = _within(value)
     if within is None:
@@ -67,7 +67,7 @@ def in_order(value: Any) -> Any:
     return list(items.values()) if isinstance(value, list | tuple) else items
 
 
-def unread(written: Any, read: Any, path: Path = ()) -> Iterator[Unread]:
+def unread(written: Any, read: Any, path: ValuePath = ()) -> Iterator[Unread]:
     """Yield the keys that a recipe writes at any depth and that have gone into no value.
 
     :param read: What was made of it.

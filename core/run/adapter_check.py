@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ecoflap.core.checking.against_model import UNCOMPARED, AgainstModel, hold_against_model
-from ecoflap.core.checking.coverage import Kind
+from ecoflap.core.checking.coverage import ForgottenKind
 from ecoflap.core.checking.loaded import why_of_another_type, why_unread
 from ecoflap.core.checking.saved import try_to_save
 from ecoflap.core.dtypes import dtype_called
@@ -23,9 +23,9 @@ from ecoflap.core.registry.named_adapter import knows, refusing_misfit
 from ecoflap.core.run.run_state import RunState
 
 _CURE = "Have it look at the model alone, or do what it does to it where the adapter loads it"
-WARNED_OF: Kind = "stack"
+WARNED_OF: ForgottenKind = "stack"
 """What may be left to an adapter's author: which of a model's towers its adapter is for."""
-CHECKED: tuple[Kind, ...] = ("stack", "blocks", "matrix", "no matrix")
+CHECKED: tuple[ForgottenKind, ...] = ("stack", "blocks", "matrix", "no matrix")
 """What a run looks for. Matrices outside all blocks are many a model's, such as its head, and ``check_adapter`` alone
 tells an adapter's author of them."""
 
@@ -130,7 +130,7 @@ def _data(state: RunState) -> CalibrationKeys | None:
     return state.recipe.calibration or state.recipe.score_calibration
 
 
-def _forgotten(found: AgainstModel) -> Iterator[tuple[Kind, str]]:
+def _forgotten(found: AgainstModel) -> Iterator[tuple[ForgottenKind, str]]:
     """Yield what is not covered, each with what the adapter covers in all."""
     covered, whole = found.coverage.shares()
     share = f"the layers of the adapter {found.adapter} hold {covered:,} of the {whole:,} weights in blocks that run"

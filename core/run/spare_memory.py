@@ -17,6 +17,7 @@ def _half_of_what_is_free(prepared: Prepared) -> int:
     """Give none where blocks run on another device, whose memory is not what is counted, or where nothing tells.
 
     A process that has a share of the cores, as one of several that do a run or a sweep, has that share of the memory.
+    All cores of the machine are counted: where this process is bound to some, others may run beside it on the rest.
     """
     if not prepared.is_on_cpu:
         return 0

@@ -4,7 +4,8 @@ from collections.abc import Container
 
 from torch import nn
 
-from ecoflap.core.budget.select import is_finite, is_nonzero
+from ecoflap.core.bits import count_nonzero
+from ecoflap.core.budget.select import is_finite
 from ecoflap.core.errors import ModelError, first_of
 from ecoflap.core.model.anatomy import Anatomy
 
@@ -25,7 +26,7 @@ def refuse_broken(model: nn.Module, source: str) -> None:
 def nonzeros(anatomy: Anatomy, names: Container[str]) -> int:
     """Count the weights of these layers that are not zero."""
     weights = (layer.weight.data for _, layer in anatomy.layers() if layer.name in names)
-    return sum(int(is_nonzero(weight).count_nonzero()) for weight in weights)
+    return sum(count_nonzero(weight) for weight in weights)
 
 
 _MANY_ZEROS = 0.1

@@ -23,7 +23,7 @@ from ecoflap.core.record.report import read_report
 from ecoflap.core.record.reuse import lasting_parts, what_scores_depend_on
 from ecoflap.core.registry.registry import Registry
 from ecoflap.core.sweep.file import SEED_KEY, Sweep
-from ecoflap.core.text.strict_yaml import Document, Place, read_yaml_file
+from ecoflap.core.text.strict_yaml import Document, Place, parse_yaml, read_yaml_file
 
 State = Literal["done", "begun", "to do"]
 MOST_RUNS = 10_000
@@ -263,11 +263,13 @@ def _in(where: Sequence[str], runs: int) -> str:
 
 
 def value_text(value: Any) -> str:
-    """Return a value as ``--set`` has it."""
+    """Return a value as ``--set`` has it: a text in quotes where it would be read as something else, as ``null``."""
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{key}: {value_text(inner)}' for key, inner in value.items())}}}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(value_text, value))}]"
+    if isinstance(value, str):
+        return value if parse_yaml(value, Place("a value"))[0].value == value else json.dumps(value, ensure_ascii=False)
     if isinstance(value, bool):
         return str(value).lower()
     return "null" if value is None else str(value)

@@ -13,6 +13,7 @@ from queue import SimpleQueue
 from tempfile import TemporaryDirectory
 from typing import TypeVar
 
+from ecoflap.core.cores import usable_cores
 from ecoflap.core.ranks.launch import how_ended
 from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.sweep.failures import failure_in
@@ -150,7 +151,7 @@ def _environment(place: int, count: int) -> dict[str, str]:
     """Give each process at a time its share of the cores, and a GPU of its own where there are some."""
     from torch.cuda import device_count
 
-    found = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count)), **os.environ}
+    found = {"OMP_NUM_THREADS": str(max(1, usable_cores() // count)), **os.environ}
     named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     devices = named or [str(number) for number in range(device_count())]
     return found | ({"CUDA_VISIBLE_DEVICES": devices[place % len(devices)]} if devices else {})

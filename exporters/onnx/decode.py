@@ -3,7 +3,6 @@
 Nothing here imports torch: running a packed model takes numpy and onnx alone.
 """
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ecoflap.core.cores import usable_cores
 from ecoflap.core.errors import FormatError
 from ecoflap.exporters.onnx.forms import product, rows
 from ecoflap.exporters.onnx.forms.bitmask import BITMASK
@@ -74,13 +74,9 @@ def unpacked(found: Sequence[Packed], zeros: Zeros) -> dict[str, Array]:
     :param zeros: Gives each array that is filled.
     :return: Each weight, dense, by its name in the graph.
     """
-    with ThreadPoolExecutor(max(1, min(len(found), _cores()))) as pool:
+    with ThreadPoolExecutor(max(1, min(len(found), usable_cores()))) as pool:
         arrays = pool.map(lambda packed: packed.fill(zeros), found)
         return dict(zip((packed.name for packed in found), arrays, strict=True))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def packed_in(source: Opened) -> list[Packed]:

@@ -186,6 +186,7 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
     """Undo what the harness does to a model: it ties weights anew, which pruning may have set apart, and logs much."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
+    own = vars(model).get("tie_weights")
     vars(model)["tie_weights"] = lambda *_, **__: None
     logger.setLevel(logging.ERROR)
     try:
@@ -193,4 +194,6 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         del vars(model)["tie_weights"]
+        if own is not None:
+            vars(model)["tie_weights"] = own
         logger.setLevel(level)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 from torch import nn
@@ -118,14 +119,15 @@ def _as_it_was() -> Iterator[None]:
     from loguru import logger
 
     # it would patch filelock for loads that lock each other out, by a module that newer versions do not have
-    patch = getattr(evaluator, "_enable_reentrant_filelocks", None)
-    if patch is not None:
-        patch._patched = True
+    patch = getattr(evaluator, "_enable_reentrant_filelocks", SimpleNamespace())
+    was_patched = getattr(patch, "_patched", False)
+    patch._patched = True
     logger.disable("lmms_eval")
     try:
         with draws_forgotten():
             yield
     finally:
+        patch._patched = was_patched
         logger.enable("lmms_eval")
         for name in ("_orig_reduce", "__reduce__"):  # and it has connections pickled as others
             if name in vars(ssl.SSLContext):

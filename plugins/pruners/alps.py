@@ -32,16 +32,19 @@ from ecoflap.plugins.pruners.shared.conjugate_gradient import by_conjugate_gradi
 from ecoflap.plugins.pruners.shared.normalized_gram import normalized
 
 _EVERY = 3
-"""After so many iterations the support is compared with what it was, and ρ raised."""
+"""Iterations after which the support is compared with the one before, and ρ is raised."""
 _RAISES = ((0.1, 1.3), (0.005, 1.2))
-"""Above which share of k that came or went ρ is raised by which factor; by the last one below."""
+"""Pairs of a share and a factor: where more than that share of k weights came or went, ρ is raised by that factor."""
 _RAISE = 1.1
+"""The factor where fewer did."""
 _LOWER = 5
+"""What ρ is divided by where the support hardly moves at first."""
 _LOWERED = 8
-"""How often ρ is lowered at most, where the support does not move."""
+"""How often that happens at most."""
 _SETTLES, _SETTLED = 30, 0.0003
-"""After so many iterations, so small a share of k ends the search."""
+"""After this many iterations, a change of less than this share of k weights ends the search."""
 _MOST = 1e6
+"""The largest ρ."""
 
 
 class _Eigen(NamedTuple):
@@ -73,7 +76,7 @@ class Alps:
     alone, the kept weights stay as they were, and ``Pruned.notes`` says so.
 
     :param rho: ρ of the first iterations, the penalty for W being away from D.
-    :param iterations: Of ADMM at most; it ends before, once the support has settled.
+    :param iterations: The most iterations of ADMM; it ends before, once the support has settled.
     :param steps: How many steps of conjugate gradients follow.
     :param damping: λ, the share of the mean diagonal that is added to the diagonal.
     :param compare: Whom a weight competes with: all of its ``layer``, as in the paper, or those of its output ``row``.

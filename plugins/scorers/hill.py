@@ -36,9 +36,10 @@ _BINS = 100
 class Hill:
     """Score blocks by the reciprocal of their mean Hill exponent. It needs no calibration data.
 
-    :param tail: Where the tail begins: at the ``peak`` of the histogram of ln λ, which the paper calls Fix-finger, or
-        with the larger ``half`` of the spectrum. The paper's code looks from the decimal logarithm of 0.95 of the peak
-        to 1.5 times the peak for the λ_min of the best fit; here it is the peak, as in the paper.
+    :param tail: Which eigenvalues λ the exponent is fitted to: with ``peak`` those above the peak of the histogram of
+        ln λ, which the paper calls Fix-finger; with ``half`` the larger half of them. The paper's code tries every
+        λ_min from 0.95 to 1.5 times the peak, in decimal logarithms, and takes the best fit; this takes the peak, as
+        the paper's text does.
     """
 
     tail: Tail = "peak"

@@ -1,4 +1,4 @@
-"""The scorer ``local_metric`` takes the mean of a metric over a layer for its score, by default that of Wanda's.
+"""The scorer ``local_metric`` scores a layer by the mean of a metric over its weights; that is Wanda's by default.
 
     S_l = mean_ij of the metric of the weight,   which is |W_ij|·‖X_j‖₂ by default
 

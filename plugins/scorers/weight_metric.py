@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ecoflap.core.budget.select import is_nonzero
+from ecoflap.core.bits import is_nonzero
 from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.options import MetricOptions

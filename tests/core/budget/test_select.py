@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ecoflap.core.budget.counts import Keep, Pattern
-from ecoflap.core.budget.select import is_nonzero, row_counts, same_bits, select, zeros_first
+from ecoflap.core.budget.select import row_counts, select, zeros_first
 from ecoflap.core.errors import EcoflapError
 
 quick = settings(max_examples=60)
@@ -125,24 +125,3 @@ def test_zeros_go_before_anything(dtype):
     weight = torch.tensor([[5.0, 0.0, 3.0, -0.0]], dtype=dtype)
     metric = torch.tensor([[0.0, 9.0, -2.0, 9.0]], dtype=dtype)
     assert select(zeros_first(metric, weight), Keep(2)).tolist() == [[True, False, True, False]]
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-class TestBits:
-    @pytest.fixture
-    def odd(self, dtype):
-        smallest = torch.finfo(dtype).smallest_normal / 8  # below what is normal, and above nothing
-        values = torch.tensor([0.0, -0.0, 1.0, -1.0, smallest, -smallest, math.nan, math.inf, -math.inf], dtype=dtype)
-        return values.repeat(3, 1)
-
-    def test_zeros_of_both_signs_are_zero_and_nothing_else(self, odd):
-        expected = [value != 0 for value in odd[0].tolist()]  # exactly, in Python
-        assert is_nonzero(odd).tolist() == [expected] * 3
-        assert is_nonzero(odd.T).T.tolist() == [expected] * 3
-
-    def test_every_bit_is_compared(self, odd):
-        other = odd.clone()
-        assert same_bits(odd, other)
-        assert same_bits(odd.T, other.T)
-        other[1, 0] = -0.0
-        assert not same_bits(odd, other)

@@ -244,6 +244,14 @@ def test_the_csv_has_plain_numbers(made):
     assert second["method"] == "uniform → magnitude"
 
 
+def test_a_measure_of_another_columns_name_has_a_column_of_its_own(made):
+    found = compared([made("a", sparsity=0.5, pruned={"sparsity": measure(7.0), "seconds": measure(8.0)})])
+    (line,) = csv.DictReader(StringIO(as_csv(found)))
+    assert (line["sparsity"], line["sparsity (measure)"]) == ("0.5", "7.0")
+    assert (line["seconds (measure)"], line["seconds n"]) == ("8.0", str(measure(8.0)["n"]))
+    assert line["seconds"] != "8.0"
+
+
 def test_the_page_needs_nothing_and_shows_each_run(made):
     paths = [made(f"s{i}", seed=i % 2, sparsity=[0.5, 0.5, 0.7][i], score="zeroth_order") for i in range(3)]
     text = comparison_page(compared([*paths, made("<b>&", prune={"use": "magnitude"})]), "a <title>")

@@ -50,7 +50,12 @@ def test_exports_of_one_kind_are_numbered():
     parts = [PartSpec("exporter", use, {}, Writer) for use in ("onnx", "a:B", "onnx", "onnx-simple", "onnx", "a:B")]
     names = export_names(parts)
     assert names[:3] == ["onnx", "a.B", "onnx-2"]
-    assert len(set(names)) == len(names)
+    assert names[3:] == ["onnx-simple", "onnx-3", "a.B-2"]
+
+
+def test_one_that_is_called_as_another_would_be_numbered():
+    parts = [PartSpec("exporter", use, {}, Writer) for use in ("onnx-2", "onnx", "onnx", "onnx-2", "onnx")]
+    assert export_names(parts) == ["onnx-2", "onnx", "onnx-3", "onnx-2-2", "onnx-4"]
 
 
 def test_a_folder_in_the_place_of_the_record_is_refused_and_left_alone(write, tmp_path):

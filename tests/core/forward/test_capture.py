@@ -25,6 +25,20 @@ INTO_FIVE = [
     lambda x, w: torch.bmm(x[None], w[None])[0],
     lambda x, w: torch.baddbmm(torch.zeros(1, 1, 5), x[None], w[None])[0],
     lambda x, w: torch.Tensor.__rmatmul__(w, x),
+    lambda x, w: torch.linalg.matmul(x, w),
+    lambda x, w: torch.matmul(other=w, input=x),
+    lambda x, w: torch.addmm(mat2=w, input=torch.zeros(5), mat1=x),
+    lambda x, w: torch.zeros(3, 5).addmm_(x, w),
+    lambda x, w: torch.addbmm(torch.zeros(3, 5), x[None], w[None]),
+    lambda x, w: torch.zeros(1, 3, 5).baddbmm_(batch2=w[None], batch1=x[None])[0],
+]
+ONE_INTO_FIVE = [
+    lambda x, w: x @ w,
+    lambda x, w: w.T @ x,
+    lambda x, w: w.T.mv(x),
+    lambda x, w: torch.mv(vec=x, input=w.T),
+    lambda x, w: torch.addmv(torch.zeros(5), w.T, x),
+    lambda x, w: torch.zeros(5).addmv_(vec=x, mat=w.T),
 ]
 
 
@@ -55,6 +69,15 @@ def test_a_matrix_is_seen_however_it_is_multiplied(product, transposed):
     torch.testing.assert_close(product(X, as_used.detach()), X @ layer.weight.detach().T)
 
 
+@pytest.mark.parametrize("product", ONE_INTO_FIVE, ids=count())
+def test_a_matrix_is_seen_where_one_vector_is_multiplied(product):
+    held = Held(5, 4)
+    found = seen([Layer("weight", held)], lambda: product(X[0], held.weight.T))
+    assert [name for name, _, _ in found] == ["weight"]
+    assert torch.equal(found[0][1], X[:1])
+    torch.testing.assert_close(product(X[0], held.weight.detach().T), held.weight.detach() @ X[0])
+
+
 def test_the_parts_of_a_parameter_are_told_apart():
     held = Held(3, 5, 4)
     layers = [Layer(f"weight[{e}]", held, part=e) for e in range(3)]
@@ -83,6 +106,8 @@ def test_a_slice_that_is_no_layer_is_an_error():
         seen([Layer("weight", held)], lambda: F.linear(X, held.weight[:3]))
     with pytest.raises(ModelError, match="weight is applied in slices to different inputs"):
         seen([Layer("weight", held)], lambda: X @ held.weight[:3].T)
+    with pytest.raises(ModelError, match="weight is applied in slices to different inputs"):
+        seen([Layer("weight", held)], lambda: X @ held.weight[0])
 
 
 def test_others_matrices_are_not_seen():

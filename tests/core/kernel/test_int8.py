@@ -6,12 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ecoflap.core.bits import pack_mask
 from ecoflap.core.errors import KernelError
 from ecoflap.core.kernel import matrix
 from ecoflap.core.kernel.library import TYPES
 from ecoflap.core.kernel.matrix import cast, pack_dense, pack_rows, shape_for, unpack
-from ecoflap.core.kernel.order import Shape, all_bits, read_rows, shape_of, write_rows
-from ecoflap.core.pruning.masks import pack
+from ecoflap.core.kernel.order import Shape, read_rows, shape_of, write_rows
 from kernels import ROUNDING, library, numbers, paths, pruned, usable
 
 KINDS = ("int8", "int8a8")
@@ -209,7 +209,7 @@ def test_weights_are_rounded_and_decoded(outputs, inputs, sparsity, dtype, value
     shape = shape_for(weight, values)
     by_numpy = torch.empty(shape.nbytes, dtype=torch.uint8)
     kept = torch.ones_like(weight, dtype=torch.bool) if shape.keeps_all else weight != 0
-    bits = pack(kept) if outputs * inputs else torch.zeros(0, dtype=torch.uint8)
+    bits = pack_mask(kept) if outputs * inputs else torch.zeros(0, dtype=torch.uint8)
     write_rows(by_numpy, shape, bits, weight[kept])
     assert torch.equal(read_rows(by_numpy, 0, outputs), decoded)
     assert shape_of(by_numpy) == shape
@@ -266,7 +266,6 @@ def test_few_zeros_are_kept_so_that_masks_are_not_read():
 def test_bytes_are_a_bit_and_a_byte_for_what_is_kept():
     shape = Shape(torch.bfloat16, 4096, 4096, 4096 * 2048, "int8")
     assert shape.nbytes / (4096 * 4096) == pytest.approx(0.625 + 12 / 4096, abs=0.001)
-    assert len(all_bits(Shape(torch.bfloat16, 3, 3, 9, "int8"))) == 2
 
 
 @types

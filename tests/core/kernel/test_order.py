@@ -6,12 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ecoflap.core.bits import pack_mask
 from ecoflap.core.errors import KernelError
 from ecoflap.core.kernel import matrix, order
 from ecoflap.core.kernel.library import TYPES
 from ecoflap.core.kernel.matrix import pack_dense, pack_rows, shape_for, unpack
 from ecoflap.core.kernel.order import Shape, read_rows, shape_of, write_rows
-from ecoflap.core.pruning.masks import pack
 from kernels import library, numbers, pruned, usable
 
 INTEGERS = {4: torch.int32, 2: torch.int16}
@@ -24,7 +24,7 @@ shapes = given(
 def as_stored(weight):
     """Mask bits and kept values, as a packed file has them."""
     mask = weight.view(INTEGERS[weight.dtype.itemsize]) != 0
-    return pack(mask), weight[mask]
+    return pack_mask(mask), weight[mask]
 
 
 def packed_by_numpy(weight):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer, Tower
-from ecoflap.core.model.never_pruned import Kind, never_pruned, tied_names, why_not_included
+from ecoflap.core.model.never_pruned import ParameterKind, never_pruned, tied_names, why_not_included
 
 
 class Layers(nn.Module):
@@ -66,20 +66,20 @@ def test_each_parameter_that_no_layer_is_has_its_kind(taken_apart):
     left_out = {"block.unused": "embedding", "queries": "it is of no use", "embedding": "never asked for"}
     found = {one.name: one.kind for one in never_pruned(*taken_apart, left_out=left_out)}
     assert found == {
-        "queries": Kind.LEFT_OUT,
-        "embedding.weight": Kind.EMBEDDING,
-        "patches.weight": Kind.CONVOLUTION,
-        "patches.bias": Kind.SMALL,
-        "filter.weight": Kind.CONVOLUTION,
-        "filter.bias": Kind.SMALL,
-        "block.used.bias": Kind.SMALL,
-        "block.unused.weight": Kind.LEFT_OUT,
-        "block.norm.weight": Kind.SMALL,
-        "block.norm.bias": Kind.SMALL,
-        "projection.weight": Kind.OFFERED,
+        "queries": ParameterKind.LEFT_OUT,
+        "embedding.weight": ParameterKind.EMBEDDING,
+        "patches.weight": ParameterKind.CONVOLUTION,
+        "patches.bias": ParameterKind.SMALL,
+        "filter.weight": ParameterKind.CONVOLUTION,
+        "filter.bias": ParameterKind.SMALL,
+        "block.used.bias": ParameterKind.SMALL,
+        "block.unused.weight": ParameterKind.LEFT_OUT,
+        "block.norm.weight": ParameterKind.SMALL,
+        "block.norm.bias": ParameterKind.SMALL,
+        "projection.weight": ParameterKind.OFFERED,
     }
     kinds = {one.name: one.kind for one in never_pruned(*taken_apart)}
-    assert (kinds["queries"], kinds["block.unused.weight"]) == (Kind.NOT_LINEAR, Kind.UNUSED)
+    assert (kinds["queries"], kinds["block.unused.weight"]) == (ParameterKind.NOT_LINEAR, ParameterKind.UNUSED)
 
 
 def test_what_an_adapter_leaves_out_for_is_not_read_into_what_it_does_not(taken_apart):

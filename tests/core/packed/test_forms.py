@@ -16,6 +16,7 @@ from torch import nn
 from transformers_version import is_before
 
 import ecoflap
+from ecoflap.core.bits import pack_mask
 from ecoflap.core.errors import KernelError
 from ecoflap.core.kernel import stand_in
 from ecoflap.core.kernel.library import TYPES
@@ -25,7 +26,6 @@ from ecoflap.core.kernel.packed_experts import PackedExperts
 from ecoflap.core.model.anatomy import Anatomy
 from ecoflap.core.packed.forms import Form, form_of, pack_into, pack_stored_into
 from ecoflap.core.packed.read_packed import StoredPacked
-from ecoflap.core.pruning.masks import pack
 from ecoflap.exporters.safetensors import Safetensors
 
 pytestmark = pytest.mark.filterwarnings("ignore:no matrix of this model runs packed")  # each is asked why
@@ -230,7 +230,7 @@ def test_what_is_stored_is_packed_as_what_is_dense(matrices, transposed, rows, c
     assert (inputs, outputs) == ((rows, columns) if transposed else (columns, rows))
     whole = Shape(dtype, matrices * outputs, inputs, int(mask.sum()), values)
     memory = torch.zeros(form.most_bytes(whole), dtype=torch.uint8)
-    ends = pack_stored_into(memory, form, whole, StoredPacked(pack(mask), weight[mask]))
+    ends = pack_stored_into(memory, form, whole, StoredPacked(pack_mask(mask), weight[mask]))
     first = 0
     for last, matrix in zip(ends, weight, strict=True):
         decoded = unpack(memory[first:last])

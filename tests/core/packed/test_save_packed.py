@@ -17,12 +17,13 @@ from hypothesis.extra import numpy as hnp
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ecoflap.core.bits import pack_mask
 from ecoflap.core.errors import EcoflapError, FormatError
 from ecoflap.core.model.parameter_masks import ParameterMasks
 from ecoflap.core.packed import save_packed as writing
 from ecoflap.core.packed.read_packed import inspect_packed, load_packed, masks_in, stream_packed
 from ecoflap.core.packed.save_packed import save_packed
-from ecoflap.core.pruning.masks import PackedMasks, pack
+from ecoflap.core.pruning.masks import PackedMasks
 from ecoflap.core.sealing import sealed
 
 BITS = {torch.float32: np.uint32, torch.float16: np.uint16, torch.bfloat16: np.uint16, torch.float64: np.uint64}
@@ -150,7 +151,7 @@ def test_no_second_set_of_masks_is_held_while_a_file_is_written(tmp_path):
     weight, mask = drawn(*shape)
     masks = PackedMasks()
     for number in range(count):
-        masks.put(f"w{number}", pack(mask), shape)
+        masks.put(f"w{number}", pack_mask(mask), shape)
     state = {name: weight.clone() for name in masks}
     tracemalloc.start()  # which sees what NumPy makes, as bits and unpacked masks are
     try:
@@ -173,7 +174,7 @@ def test_no_mask_of_a_byte_for_each_weight_is_made_of_a_large_tensor(tmp_path, s
     model.register_parameter("w", nn.Parameter(weight))
     masks = PackedMasks()
     for layer, part in zip(layers, mask if len(layers) > 1 else (mask,), strict=True):
-        masks.put(layer, pack(part), tuple(part.shape))
+        masks.put(layer, pack_mask(part), tuple(part.shape))
     tracemalloc.start()  # which sees what NumPy makes
     try:
         save_packed(tmp_path / "x", {"w": weight}, ParameterMasks(model, masks))

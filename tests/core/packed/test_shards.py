@@ -3,13 +3,16 @@
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from killing import in_a_fork
 
+from ecoflap.core.disk.whole_files import removed_leftovers
 from ecoflap.core.errors import EcoflapError, FormatError
 from ecoflap.core.packed import save_packed as writing
 from ecoflap.core.packed import shards as packed_shards
@@ -327,9 +330,30 @@ def test_who_is_stopped_between_two_renames_leaves_nothing_that_is_taken_for_who
     for path in (folder, folder / NAME):
         with pytest.raises(FormatError):
             load_packed(path)
+    assert not [file for file in folder.iterdir() if file.name.startswith(".")]
     save_packed(folder / NAME, state, masks, shard_bytes=600)
     back = load_packed(folder)
     assert all(same(back[name], state[name]) for name in state)
+    assert not [file for file in folder.iterdir() if file.name.startswith(".")]
+
+
+def test_who_is_killed_between_two_renames_leaves_what_is_deleted_as_a_leftover(shards):
+    folder, _, _ = shards
+    state, masks = weights(seed=1)
+
+    def killed():
+        replace = os.replace
+
+        def second(source, target):
+            replace(source, target)
+            if "-of-" in str(target) and Path(target).parent == folder:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        packed_shards.os.replace = second
+        save_packed(folder / NAME, state, masks, shard_bytes=600)
+
+    assert in_a_fork({}, killed) == -signal.SIGKILL
+    assert len(removed_leftovers(folder)) == 1
     assert not [file for file in folder.iterdir() if file.name.startswith(".")]
 
 

@@ -61,6 +61,27 @@ def test_in_another_type(dtype, folder):
 
 
 @needs_llama
+@pytest.mark.filterwarnings("error:no matrix of this model runs packed")
+@pytest.mark.parametrize("weights", ["packed", "packed-int8"])
+def test_what_an_adapters_own_code_reads_dense_is_packed_afterwards(folder, monkeypatch, weights):
+    pruned = half_pruned("llama")
+    Safetensors()(pruned, folder)
+    filled = ecoflap.load_model(folder, weights=weights)
+
+    def load(self, source, dtype, device):
+        model = ROWS["llama"].build()
+        model.load_state_dict(ecoflap.load_packed(source.path))
+        return model
+
+    adapter = ROWS["llama"].adapter()
+    monkeypatch.setattr(type(adapter), "load", load)
+    again = ecoflap.load_model(folder, weights=weights, adapter=adapter)
+    assert set(modules(again)) == set(modules(filled))
+    assert bits(again) == bits(filled)
+    assert set(again.ecoflap_packing.packed) == set(filled.ecoflap_packing.packed)
+
+
+@needs_llama
 def test_a_type_that_is_not_multiplied_stays_dense(folder):
     SMALL(half_pruned("llama"), folder)
     again = ecoflap.load_model(folder, dtype=torch.float64, weights="packed")

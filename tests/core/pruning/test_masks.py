@@ -11,14 +11,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from ecoflap.core.bits import pack_mask
 from ecoflap.core.errors import FormatError
 from ecoflap.core.model.parameter_masks import ParameterMasks
 from ecoflap.core.pruning import masks
 from ecoflap.core.pruning.masks import (
     PackedMasks,
-    all_kept,
     bits_in,
-    pack,
     popcount,
     read_masks,
     save_masks,
@@ -37,7 +36,7 @@ def drawn(shape, seed, share=0.5):
 @given(SHAPES, st.integers(0, 2**31), st.sampled_from([0.0, 0.3, 1.0]))
 def test_pack_and_unpack(shape, seed, share):
     mask = drawn(shape, seed, share)
-    bits = pack(mask)
+    bits = pack_mask(mask)
     assert bits.tolist() == np.packbits(mask.numpy(), bitorder="little").tolist()
     assert popcount(bits) == int(mask.sum())
     back = unpack(bits, shape)
@@ -54,12 +53,7 @@ def test_older_numpy_counts_by_a_table(monkeypatch):
 def test_many_are_counted_a_piece_at_a_time(monkeypatch):
     monkeypatch.setattr(masks, "_PIECE", 3)
     mask = drawn((100,), 5)
-    assert popcount(pack(mask)) == int(mask.sum())
-
-
-@pytest.mark.parametrize("size", [0, 1, 8, 13])
-def test_all_of_so_many_are_kept(size):
-    assert torch.equal(all_kept(size), pack(torch.ones(size, dtype=torch.bool)))
+    assert popcount(pack_mask(mask)) == int(mask.sum())
 
 
 class Parts(nn.Module):
@@ -88,9 +82,9 @@ def test_packed_masks_are_put_together_as_the_masks_are(are_packed):
     drawn_ones = {name: drawn(shape, seed) for seed, (name, shape) in enumerate(LAYERS.items())}
     by_layer = PackedMasks()
     for name, mask in drawn_ones.items():
-        by_layer.put(name, pack(mask), tuple(mask.shape))
+        by_layer.put(name, pack_mask(mask), tuple(mask.shape))
     plain = ParameterMasks(Parts(), drawn_ones)
-    wanted = {name: (pack(plain[name]).tolist(), tuple(plain[name].shape)) for name in plain}
+    wanted = {name: (pack_mask(plain[name]).tolist(), tuple(plain[name].shape)) for name in plain}
     whole = ParameterMasks(Parts(), by_layer) if are_packed else plain
     assert {name: (bits_in(whole, name).tolist(), shape_in(whole, name)) for name in whole} == wanted
 
@@ -98,19 +92,22 @@ def test_packed_masks_are_put_together_as_the_masks_are(are_packed):
 def test_packed_masks_are_written_as_others_are(tmp_path):
     mask = drawn((16, 9), 1)
     packed = PackedMasks()
-    packed.put("w", pack(mask), (16, 9))
+    packed.put("w", pack_mask(mask), (16, 9))
     save_masks(tmp_path / "packed", packed)
     save_masks(tmp_path / "plain", {"w": mask})
     assert (tmp_path / "packed").read_bytes() == (tmp_path / "plain").read_bytes()
 
 
 def test_the_first_weight_is_the_lowest_bit():
-    assert pack(torch.tensor([[True, False, False], [False, False, False], [True, True, True]])).tolist() == [193, 1]
+    assert pack_mask(torch.tensor([[True, False, False], [False, False, False], [True, True, True]])).tolist() == [
+        193,
+        1,
+    ]
 
 
 def test_pack_reads_a_transposed_mask_in_its_own_order():
     mask = drawn((5, 7), 0)
-    assert torch.equal(unpack(pack(mask.T), (7, 5)), mask.T)
+    assert torch.equal(unpack(pack_mask(mask.T), (7, 5)), mask.T)
 
 
 @pytest.mark.parametrize("bits", [[], [1, 2], [8]])

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from ecoflap.core.cores import usable_cores
 from ecoflap.core.ranks import launch as launching
 from ecoflap.core.ranks.launch import are_several, is_first, launch, quieten
 
@@ -28,7 +29,7 @@ def test_each_process_is_told_who_it_is(tmp_path, monkeypatch):
         wanted = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
         assert wanted.items() <= found.items()
         assert found["TORCH_CPP_LOG_LEVEL"] == "ERROR"
-        assert found["OMP_NUM_THREADS"] == str(max(1, (os.cpu_count() or 1) // 2))
+        assert found["OMP_NUM_THREADS"] == str(max(1, usable_cores() // 2))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 import torch
 from spec import spec
 
+from ecoflap.core.refining.hidden_view import _least_length
 from ecoflap.core.refining.refine import refine_block
 
 ATTENTION, MLP = "model.layers.1.self_attn", "model.layers.1.mlp"
@@ -27,6 +28,13 @@ def error(model, target_model, name, batch):
     real = batch["attention_mask"] > 0
     output, target = (returned(one, name, batch)[real].double() for one in (model, target_model))
     return float(((output - target).square().sum(-1) / target.square().sum(-1)).mean())
+
+
+@pytest.mark.parametrize(
+    ("lengths", "least"), [([0.0, 0.0, 0.0, 4.0, 8.0, 9.0], 8e-4), ([1.0, 3.0], 1e-4), ([0.0], 1.0)]
+)
+def test_a_token_of_no_length_is_held_against_a_share_of_what_others_have(lengths, least):
+    assert _least_length(torch.tensor(lengths)) == pytest.approx(least)
 
 
 class Steps:

@@ -9,6 +9,7 @@ from ecoflap.core.errors import RecipeError
 from ecoflap.core.registry.registry import load_registry
 from ecoflap.core.sweep.file import read_sweep
 from ecoflap.core.sweep.grid import planned_runs, value_text
+from ecoflap.core.text.strict_yaml import Place, parse_yaml
 
 
 @pytest.fixture
@@ -142,6 +143,14 @@ def test_no_run_is_read_from_a_model_twice_for_its_seeds(grid, monkeypatch):
 
 def test_a_value_as_it_is_written():
     assert value_text({"use": "wanda", "deep": [None, True, 0.5]}) == "{use: wanda, deep: [null, true, 0.5]}"
+
+
+@pytest.mark.parametrize("text", ["null", "true", "0.5", "1", "", "a: b", "[a", "a #b", " a"])
+def test_a_text_that_would_be_read_as_something_else_is_in_quotes(text):
+    written = value_text(text)
+    assert written == f'"{text}"'
+    read, problems = parse_yaml(written, Place("here"))
+    assert (read.value, problems) == (text, [])
 
 
 def test_more_runs_than_could_be_listed_are_refused_at_once(grid):

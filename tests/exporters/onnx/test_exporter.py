@@ -12,13 +12,13 @@ from exported import planned, view_of
 from table import ROWS
 from torch import Tensor, nn
 
+from ecoflap.core.bits import pack_mask
 from ecoflap.core.budget.counts import Pattern
 from ecoflap.core.contracts.protocols import Adapter, Exporter, PrunedModel
 from ecoflap.core.contracts.records import View
 from ecoflap.core.errors import EcoflapError, ModelError
 from ecoflap.core.forward.placement import Placement, tensors_of
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer, Tower
-from ecoflap.core.pruning.masks import pack
 from ecoflap.exporters.onnx import check as onnx_check
 from ecoflap.exporters.onnx import view as onnx_view
 from ecoflap.exporters.onnx.exporter import Onnx, ecoflap_register_exporters
@@ -307,7 +307,7 @@ def test_a_buffer_in_16_bits_may_be_a_view(tmp_path):
 
 
 def pattern_in(mask):
-    return pattern_of(pack(mask), tuple(mask.shape))
+    return pattern_of(pack_mask(mask), tuple(mask.shape))
 
 
 def test_two_of_four_is_recognised_by_the_mask(tmp_path):

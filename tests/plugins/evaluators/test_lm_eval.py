@@ -128,6 +128,9 @@ def test_nothing_else_is_changed(tasks: Path, pico_llama: Callable[..., Any], pi
     assert states == (np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
     assert model.lm_head.weight is not model.model.embed_tokens.weight
     assert "tie_weights" not in vars(model)
+    own = vars(model)["tie_weights"] = lambda: None
+    LmEval(("pick",), tasks, num_fewshot=0)(model, adapter, ignore)
+    assert vars(model)["tie_weights"] is own
 
 
 def test_not_even_what_is_random_in_python():
