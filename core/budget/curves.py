@@ -19,7 +19,7 @@ class Curve:
 
     The curve of a group is that of its members, added level by level.
 
-    :param levels: Sparsities, each larger than the one before, between 0 and 1.
+    :param levels: Sparsities, each larger than the one before, above 0 and below 1.
     :param rises: How much the loss rises at each; a measured one may be below 0 where little is lost.
     :param notes: Sentences of the scorer for the user, which the run tells; they are no part of the curve.
     """
@@ -83,6 +83,6 @@ def check_levels(levels: Sequence[float]) -> None:
     ordered = all(a < b for a, b in pairwise(levels))
     if len(levels) < 2 or not ordered or not all(0 < level < 1 for level in levels):
         raise CurveError(
-            f"levels are {list(levels)}; a ladder is two sparsities or more between 0 and 1, each larger than the one "
-            f"before, such as [0.4, 0.6, 0.8]"
+            f"levels are {list(levels)}; a ladder is two sparsities or more above 0 and below 1, each larger than the "
+            f"one before, such as [0.4, 0.6, 0.8]"
         )

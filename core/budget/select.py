@@ -36,7 +36,11 @@ def row_counts(count: int, rows: int, columns: int) -> Int64[Tensor, " rows"]:
 
 
 def check_fits(budget: Budget, rows: int, columns: int) -> None:
-    """Refuse a count larger than the matrix, and a pattern whose m does not divide its inputs."""
+    """Refuse a count larger than the matrix, a pattern whose m does not divide its inputs, and what is no budget."""
+    if not isinstance(budget, Keep | Pattern):
+        raise EcoflapError(
+            f"the budget is {budget!r:.100}; it is a Keep or a Pattern, as a pruner is given one, and as Keep(count) is"
+        )
     if isinstance(budget, Keep):
         if budget.count > rows * columns:
             raise EcoflapError(f"{budget.count} weights cannot be kept of the {rows * columns} there are")
@@ -73,6 +77,8 @@ def select(metric: Float[Tensor, "out in"], budget: Budget, compare: Compare = "
 
 def check_finite(metric: Float[Tensor, "..."]) -> None:
     """Refuse a metric that is NaN or infinite somewhere, by which nothing can be chosen."""
+    if not metric.is_floating_point():
+        raise EcoflapError(f"the metric is {metric.dtype}; a floating-point one is wanted, as metric.float() is")
     if not is_finite(metric):
         raise EcoflapError(
             "the metric is NaN or infinite somewhere: the weights or the layer's inputs are not finite, or the formula "

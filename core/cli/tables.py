@@ -42,9 +42,9 @@ def show(sections: Sequence[Section]) -> None:
 
     The variable COLUMNS, which a shell keeps to itself unless it is exported, says another width.
     """
-    console = _Output()
+    console = _Output(emoji=False)  # a part may be my:Key
     if not console.is_terminal and not os.environ.get("COLUMNS", "").isdecimal():
-        console = _Output(width=UNFOLDED)
+        console = _Output(emoji=False, width=UNFOLDED)
     for section in sections:
         if section.title:
             console.print(printable(section.title), style="bold", highlight=False, markup=False, soft_wrap=True)

@@ -36,6 +36,18 @@ def blaming(what: str) -> Iterator[None]:
         raise PartError(f"{what} raised {sentence_of(error)}{place_of(error)}") from error
 
 
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Put a part's name before what its own code refuses for a user, where that does not say it."""
+    try:
+        yield
+    except EcoflapError as error:
+        said = [problem if what in problem else f"{what}: {problem}" for problem in error.problems]
+        if said == list(error.problems):
+            raise
+        raise PartError(*said) from error
+
+
 def blaming_each(
     what: str, items: Iterable[Item], behind: Callable[[int, Item], str] = lambda number, item: ""
 ) -> Iterator[Item]:

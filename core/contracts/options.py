@@ -122,6 +122,7 @@ class AllocatorOptions(PartOptions):
     :cvar scorers: The names of the scorers whose scores it reads, where its formula is about what these measure: a
         recipe with another is refused. Without any, the default, it reads all of the kind that it takes.
     :cvar candidates: Other allocators, by whose plans the engine prunes, to take the one with the least held-out loss.
+        Each is one that its own parameters were given, such as ``of: tuple[Allocator, ...]``.
     :cvar held_out: The share of the calibration batches that is held out for that.
     :cvar tokens: Which tokens count in statistics: choices that each candidate is tried by, for that of the recipe.
     :cvar refine: Whether the blocks of each candidate are refined too, as the run's are, before that loss is taken.
@@ -154,7 +155,7 @@ class PrunerOptions(PartOptions):
     needs: tuple[type[Any], ...] = ()
     dense_weights: bool = False
     changes_weights: bool = True
-    allocate: Mapping[str, Any] | None = None
+    allocate: Mapping[str, Any] | str | None = None
 
     def files(self) -> Iterable[Path] | None:
         """Name every file and folder that its result depends on; None, the default, stands for its parameters'."""

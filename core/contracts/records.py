@@ -200,6 +200,10 @@ class Statistics(dict[type[Any], Any]):
             found: StatisticType = super().__getitem__(kind)
         except KeyError:
             there = ", ".join(one.__name__ for one in self) or "none"
+            if not isinstance(kind, type):
+                raise ModelError(
+                    f"a statistic is asked for by its type, seen[ColumnNorm], and not by {kind!r:.100}; taken: {there}"
+                ) from None
             raise ModelError(
                 f"the statistic {kind.__name__} was not taken of this layer's inputs; taken: {there}. Name it in the "
                 f"`needs` of the pruner or metric that asks for it, or in the call of replay.run"

@@ -40,6 +40,8 @@ def check_exported(written: Any, folder: Path, exporter: str) -> Exported:
         for file in (written.files if not problems else ())
         if not (_is_inside(file, folder) and file.is_file() and not file.is_symlink())
     ]
+    if not (problems or written.files):
+        problems.append(f"the exporter {exporter} names no file; files is a tuple of the paths that it has written.")
     if problems:
         raise EcoflapError(*problems)
     return written

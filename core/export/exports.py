@@ -17,6 +17,7 @@ from ecoflap.core.export.exporter_answer import check_exported
 from ecoflap.core.export.surroundings import is_weights
 from ecoflap.core.export.write_manifest import RunOrigin, deflated_share, describe_files, write_manifest
 from ecoflap.core.guards.left_as_given import left_as_given
+from ecoflap.core.guards.processor_lent import processor_lent
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.manifest import MANIFEST, Manifest, ManifestFile, ManifestRun, read_manifest
@@ -109,7 +110,8 @@ def export(
     with whole_folder(folder / name) as inside:
         who = f"the exporter {part.use}"
         left = left_as_given(who, pruned.model, _CURE, is_on_disk=pruned.offloaded)
-        with left, blaming(who), explained(folder / name, inside), seeded(seed_for(0, "export")):
+        lent = processor_lent(pruned.adapter, part.factory)
+        with left, lent, blaming(who), explained(folder / name, inside), seeded(seed_for(0, "export")):
             answered = part.built(pruned, inside)
         written = check_exported(answered, inside, part.use)
         # Hashed once: manifest, list and record say the same of a file that may be larger than memory.

@@ -78,7 +78,8 @@ def ended_by(folder: RunFolder, recipe: Recipe, refused: Mapping[str, EcoflapErr
             problems[-1] += f". `ecoflap export {run} --to {to} --set …` writes it by other parameters"
             unlike.append(len(problems) - 1)
     if unlike:
-        way = f"`{folder.command} --set export=…` ends the run with what you name there"
+        trust = " --allow-code" if recipe.code() else ""
+        way = f"`{folder.command}{trust} --set export=…` ends the run with what you name there"
         problems[unlike[-1]] += f"; {way}"
     return RunError(*problems)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from ecoflap.core.dtypes import dtype_name
 from ecoflap.core.errors import EcoflapError, ModelError, first_of
 from ecoflap.core.guards.module_form import form_watched
 from ecoflap.core.guards.untouched import modes_put_back, watched
@@ -55,7 +56,7 @@ def model_watched(
 ) -> Callable[[], list[str]]:
     """Look at a model, and give what says later what is other than it was.
 
-    Buffers are not looked at: a model's own forward may count in one, or make one anew.
+    Of buffers types alone are looked at: a model's own forward may count in one, or make one anew.
 
     :param is_on_disk: Whether weights stay in their files: of large ones types and shapes alone are looked at.
     :param besides: The ``id`` of each parameter whose numbers somebody else looks at.
@@ -68,6 +69,7 @@ def model_watched(
         if id(one) not in besides and not one.is_meta and not (is_on_disk and one.nbytes > _SMALL)
     }
     types = {name: (one.dtype, one.shape) for name, one in parameters.items() if name not in read}
+    buffers = _types_of_buffers(model)
     written_since = watched(read, counting=False)
     changed_since = form_watched(model, of_buffers=False, hooks_alone=hooks_alone)
     settings = {} if hooks_alone else _settings_of(model)
@@ -75,11 +77,18 @@ def model_watched(
     def changes() -> list[str]:
         recast = [name for name, before in types.items() if (parameters[name].dtype, parameters[name].shape) != before]
         written = [f"{name} was written into" for name in (*written_since(), *recast)]
+        found = _types_of_buffers(model)
+        cast = [f"{name} is {found[name]}" for name, before in buffers.items() if found.get(name, before) != before]
         now = _settings_of(model) if settings else {}
         others = [name for name in {**settings, **now} if settings.get(name) != now.get(name)]
-        return [*written, *changed_since(), *(f"{name} is {now.get(name, 'gone')}" for name in others)]
+        return [*written, *cast, *changed_since(), *(f"{name} is {now.get(name, 'gone')}" for name in others)]
 
     return changes
+
+
+def _types_of_buffers(model: nn.Module) -> dict[str, str]:
+    """Name the types of buffers: ``model.float()`` casts them too, and back from a narrow type they are others."""
+    return {name: dtype_name(one.dtype) for name, one in model.named_buffers()}
 
 
 def _settings_of(model: nn.Module) -> dict[str, str]:

@@ -3,6 +3,7 @@
 A version does not tell: that of a package in work stays what it is, and a part by an import path has none.
 """
 
+import ast
 import inspect
 import os
 import sys
@@ -21,6 +22,7 @@ from ecoflap.core.disk.whole_files import sha256_of
 
 _CODE = (".py", *EXTENSION_SUFFIXES)
 _NOT_OURS = frozenset(("__pycache__", "site-packages", "node_modules"))
+_INSTALLED = frozenset(("site-packages", "dist-packages"))
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), Fraction, PurePath, torch.dtype)
 _DEEPEST = 8
 """How far values are followed that hold others, which may hold themselves."""
@@ -46,7 +48,8 @@ A file that is edited later is not what runs: only what is imported anew, which 
 def code_of_parts(used: Iterable[Callable[..., Any]]) -> dict[str, PartCode]:
     """Return what all code is that is used and comes with neither ecoflap nor Python.
 
-    Of a module that is in no package it is its file, and of a package all of its modules, for parts share some. Of what
+    Of a module that is in no package it is its file, with what that imports from its own folder, and of a package all
+    of its modules, for parts share some. Of what
     a script or a notebook defines it is that class or function: what stands beside it is no part. One that was made in
     a function is told from others of its name by what it has from there.
 
@@ -98,7 +101,40 @@ def _code_in_module(module: ModuleType | None) -> PartCode | None:
         files = {file.relative_to(folder).as_posix(): file for folder in folders for file in _code_in(folder)}
         return PartCode(str(folders[0]), _sum_of(files)) if files else None
     file = getattr(module, "__file__", None)
-    return PartCode(file, sha256_of(Path(file))) if file and Path(file).is_file() else None
+    if not file or not Path(file).is_file():
+        return None
+    beside = _imported_beside(Path(file))
+    return PartCode(file, _sum_of({Path(file).name: Path(file), **beside}) if beside else sha256_of(Path(file)))
+
+
+def _imported_beside(file: Path) -> dict[str, Path]:
+    """Find the code that a module in no package imports from its own folder, and what that imports from there.
+
+    Beside what is installed lie libraries, which have versions.
+    """
+    if _INSTALLED.intersection(file.parts):
+        return {}
+    found: dict[str, Path] = {}
+    left = [file]
+    while left:
+        for name in _names_imported(left.pop()):
+            whole = [file.parent / f"{name}.py", *_code_in(file.parent / name)]
+            new = [one for one in whole if one.is_file() and one != file and one not in found.values()]
+            found |= {one.relative_to(file.parent).as_posix(): one for one in new}
+            left += new
+    return found
+
+
+def _names_imported(file: Path) -> set[str]:
+    """Give the first part of each name that a file of Python imports by a statement; none of what cannot be read."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return set()
+    statements = list(ast.walk(tree))
+    plain = {alias.name for one in statements if isinstance(one, ast.Import) for alias in one.names}
+    of_names = {one.module or "" for one in statements if isinstance(one, ast.ImportFrom) and not one.level}
+    return {name.partition(".")[0] for name in plain | of_names} - {""}
 
 
 def _code_in(folder: Path) -> Iterator[Path]:

@@ -8,6 +8,7 @@ from torch import nn
 from ecoflap.core.budget.counts import Pattern, keep_count
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.records import Meanwhile, ViewSize, Vocabulary
+from ecoflap.core.errors import EcoflapError, unknown
 from ecoflap.core.model.anatomy import Layer
 from ecoflap.core.needs.sizes import bytes_of_weight, bytes_put_together
 from ecoflap.core.packed.packing import matrices_of, vocabulary_weights
@@ -51,6 +52,9 @@ def _sizes(part: PartSpec, prepared: Prepared, offloaded: bool) -> list[ViewSize
     """Measure each view that an exporter writes, or the whole model."""
     with blaming(f"the exporter {part.use}, asked for its views,"):
         views = part.options.views_written(prepared.context)
+        wrong = [name for name in views or () if name not in prepared.views]
+        if wrong:
+            raise EcoflapError(f"the exporter {part.use}: {unknown('view', str(wrong[0]), tuple(prepared.views))}")
         modules = [prepared.model] if views is None else [prepared.views[name].module for name in views]
     return [_size(module, prepared, offloaded) for module in modules]
 

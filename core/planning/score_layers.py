@@ -35,6 +35,9 @@ from ecoflap.core.sealing.sealed_lines import append_line, read_lines
 from ecoflap.core.seeding import seed_for, seeded
 from ecoflap.core.statistics.few_tokens import warning_of_few
 
+_ROUNDING = 1e-4
+"""The share of a score by which processes may differ that have found the same, each on a CPU of its own kind."""
+
 
 def score_layers(
     scorer: PartSpec,
@@ -70,7 +73,7 @@ def score_layers(
             if name in done:
                 raise _a_second(scorer.use, name, score, unit)
             place, shape = places.get(name, (0, None))  # a block has neither
-            answer = _checked(scorer, name, score, done, shape)
+            answer = _agreed(scorer.use, name, _checked(scorer, name, score, done, shape), ranks)
             refuse_changed(ranks)
             done[name] = _kept(name, answer, folder_of(path) / file_name(place), ranks)
             ranks.at_first(partial(append_line, path, score_line(name, done[name])))
@@ -106,6 +109,30 @@ def _begun(path: Path, unit: Unit, aggregate: Aggregate) -> Mapping[str, KeptSco
     found = read_scores(path)
     found.check_files()
     return found.values
+
+
+def _agreed(use: str, name: str, score: Score, ranks: Ranks) -> Score:
+    """Give the score that the first process has, where all have found the same but for rounding.
+
+    :raises ModelError: Where one has found another, as by its own batches alone.
+    """
+    if ranks.size == 1:
+        return score
+    found = ranks.gather(_in_a_number(score))
+    if max(found) - min(found) > _ROUNDING * max(map(abs, found)):
+        raise ModelError(
+            f"the scorer {use} gave {name} {min(found):.6g} in one process and {max(found):.6g} in another: one that "
+            f"says shares = True has to yield the same in each. Ask of every batch by replay.each(…), or put together "
+            f"what each process has found by replay.gathered(…)"
+        )
+    return score if isinstance(score, Tensor) else ranks.first(lambda: score)
+
+
+def _in_a_number(score: Score) -> float:
+    """Sum up a score, so that processes can hold theirs beside each other's."""
+    if isinstance(score, Tensor):
+        return float(score.sum(dtype=torch.float64))
+    return sum(score.rises) if isinstance(score, Curve) else float(score)
 
 
 def _kept(name: str, score: Score, file: Path, ranks: Ranks) -> KeptScore:

@@ -12,7 +12,7 @@ import torch
 
 from ecoflap.core.contracts.abilities import Generates, offers
 from ecoflap.core.contracts.adapter_answers import tokens_of
-from ecoflap.core.contracts.blame import blaming
+from ecoflap.core.contracts.blame import PartError, blaming
 from ecoflap.core.contracts.kept_processor import processor_kept
 from ecoflap.core.contracts.protocols import ignore
 from ecoflap.core.contracts.records import IMAGE, TEXT, Batch, Sample, TokenChoice
@@ -69,6 +69,12 @@ def untried(prepared: Prepared) -> Iterator[tuple[str, str]]:
         why = _why_untried(use)
         if why is not None:
             yield use.where, why
+
+
+_ON_META = (
+    "A plan, and a run before it reads weights, asks a dataset for its first samples with a model on the meta device: "
+    "one that runs the model says slow_to_begin = True, and is not asked then."
+)
 
 
 @contextmanager
@@ -180,7 +186,12 @@ def _try(use: DataUse, prepared: Prepared) -> None:
     :raises EcoflapError: Where that cannot be done.
     """
     adapter, model = prepared.adapter, prepared.model
-    samples = read_samples(use.data, adapter, model, ignore, min(use.count, SAMPLES_AT_A_GLANCE))
+    try:
+        samples = read_samples(use.data, adapter, model, ignore, min(use.count, SAMPLES_AT_A_GLANCE))
+    except PartError as error:
+        if "meta" not in str(error):
+            raise
+        raise PartError(*(f"{problem} {_ON_META}" for problem in error.problems)) from error
     if not samples:
         raise DataError(_NO_SAMPLES)
     if use.evaluator is not None:

@@ -17,6 +17,7 @@ from ecoflap.core.contracts.protocols import Adapter, Note
 from ecoflap.core.contracts.records import Batch, Sample
 from ecoflap.core.errors import DataError
 from ecoflap.core.forward.nested import batch_on
+from ecoflap.core.guards.processor_lent import processor_lent
 from ecoflap.core.guards.untouched import settings_put_back
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import CalibrationKeys
@@ -99,7 +100,7 @@ def read_samples(
     :param most: How many of them, from the first; None for all.
     :param seed: Of what it draws from the global generators.
     """
-    with settings_put_back(), seeded(seed_for(seed, "samples")):
+    with settings_put_back(), processor_lent(adapter, data.factory), seeded(seed_for(seed, "samples")):
         return _read_samples(f"the dataset {data.use}", data, adapter, model, note, most)
 
 
@@ -113,7 +114,15 @@ def _read_samples(
             raise DataError(f"{who} returned {shown(read)}; it yields a Sample each time")
         samples = iter(read)
     each = blaming_each(who, samples, lambda number, _: f", behind sample {number},")
-    return tuple(_each_checked(who, islice(each, most)))
+    promised = data.options.samples
+    limits = [count for count in (most, None if promised is None else promised + 1) if count is not None]
+    found = tuple(_each_checked(who, islice(each, min(limits, default=None))))
+    if promised is not None and len(found) > promised:
+        raise DataError(
+            f"{who} yields more samples than the {promised} that its member samples promises, by which plans count: "
+            f"have it stop there, or leave samples None"
+        )
+    return found
 
 
 def _each_checked(who: str, samples: Iterable[Any]) -> Iterator[Sample]:

@@ -38,6 +38,8 @@ from ecoflap.core.refining.subblocks import Inside
 from ecoflap.core.statistics.few_tokens import few_tokens, warning_of_few
 from ecoflap.core.statistics.gram import Gram
 
+_NOTHING_LEFT = "the pruner has set every weight that its mask keeps to 0"
+
 
 class _Outcome(NamedTuple):
     """Holds what became of a layer that was pruned, for the processes that did not prune it.
@@ -255,10 +257,11 @@ class BlockwisePruning:
             more = not same_bits(pruned.weight, kept_only(weight, pruned.mask))
         layer.weight.data.copy_(pruned.weight)
         zeros = planned.keep - count_nonzero(pruned.weight)
+        nothing_left = (_NOTHING_LEFT,) if more and zeros == planned.keep > 0 else ()
         finished = FinishedLayer(pack_mask(layer.as_stored(pruned.mask)), layer.weight.data if more else None)
         done = LayerPruned(layer.name, planned.keep, layer.size, zeros, perf_counter() - started)
         few = next((few_tokens(one) for one in statistics.values() if isinstance(one, Gram)), None)
-        return _Outcome(finished, pruned.notes, done, few, pruned.mended)
+        return _Outcome(finished, (*pruned.notes, *nothing_left), done, few, pruned.mended)
 
     def _with_dense_weight(self, layer: Layer, seen: Statistics, weight: Tensor, pruner: PartSpec) -> Statistics:
         """Give a layer's statistics with its dense weight, where the pruner looks at that."""

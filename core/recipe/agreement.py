@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ecoflap.core.contracts.records import SCORES_CALLED, ScoreKind
-from ecoflap.core.errors import EcoflapError
+from ecoflap.core.errors import EcoflapError, unknown
 from ecoflap.core.recipe.defaults import EVEN_ALLOCATOR
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.read_budget import is_patterned
@@ -90,6 +90,12 @@ def _note_other_scorer(reader: KeyReader, scorer: PartSpec, allocator: PartSpec)
         return
     registry = reader.parts.registry
     if scorer.factory in [registry.find("scorer", name) for name in wanted if name in registry.names("scorer")]:
+        return
+    there = registry.names("scorer")
+    if strange := [name for name in wanted if name not in there]:
+        reader.problems.add(
+            ("allocate",), f"{allocator.use}, in its member scorers: {unknown('scorer', strange[0], there)}"
+        )
         return
     others = _that_fit(reader, "allocator", "takes", takes, reads_all=True)
     reader.problems.add(

@@ -55,10 +55,15 @@ class PartSpec:
                     yield from inner.with_inner(f"{where}.{name}")
 
     @property
+    def strange_candidates(self) -> list[Any]:
+        """Give what it names to be tried and is no allocator among its parameters, so that no recipe could say it."""
+        known = [spec.built for _, spec in self.with_inner("")]
+        return [one for one in self.options.candidates if not any(one is built for built in known)]
+
+    @property
     def candidates(self) -> "dict[str, PartSpec]":
         """Give the allocators that are tried, by labels that tell them apart; of most that is this one alone."""
-        named: tuple[Any, ...] = self.options.candidates
-        tried = [spec for _, spec in self.with_inner("") if any(spec.built is one for one in named)]
+        tried = [spec for _, spec in self.with_inner("") if any(spec.built is one for one in self.options.candidates)]
         uses = [spec.use for spec in tried]
         labels = [use if uses.count(use) == 1 else f"{use} {at}" for at, use in enumerate(uses, 1)]
         return dict(zip(labels, tried, strict=True)) or {self.use: self}

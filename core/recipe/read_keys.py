@@ -43,7 +43,8 @@ class KeyReader:
             part, written = split_inline(keys, written)
             fill = {name: self._of_the_recipe(name) for name in keys.fills}
             kind = key_of(keys.model_fields[keys.inline]).kind
-            inside[keys.inline] = self.parts.check(kind, part, path, fill) or FAILED
+            beside = set(keys.model_fields) - {keys.inline}
+            inside[keys.inline] = self.parts.check(kind, part, path, fill, beside) or FAILED
         else:
             self.problems.add_unknown_keys(path, written, keys.model_fields)
         return inside | {

@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from datetime import date
 from math import isfinite
@@ -15,14 +15,14 @@ from pydantic import ValidationError
 from pydantic.errors import PydanticUserError
 from pydantic_core import PydanticSerializationError
 
-from ecoflap.core.contracts.answers import LARGEST
+from ecoflap.core.contracts.answers import LARGEST, shown
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.conformance import contract_problems, factory_problems, with_article
 from ecoflap.core.disk.paths import PathError, recordable
 from ecoflap.core.errors import EcoflapError, RegistryError, one_line
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.registry.nested_values import changed_inside, unread
-from ecoflap.core.registry.parameters import Parameter, code_name, parameters_of
+from ecoflap.core.registry.parameters import Parameter, code_name, parameters_of, why_no_parameter
 from ecoflap.core.registry.registry import ON_TRUST, Registry
 from ecoflap.core.text.problems import Problems
 from ecoflap.core.text.strict_yaml import KeyPath, described
@@ -56,17 +56,23 @@ class PartReader:
         self.problems = problems
 
     def check(
-        self, kind: str, written: Any, path: KeyPath, fill: Mapping[str, Any] = MappingProxyType({})
+        self,
+        kind: str,
+        written: Any,
+        path: KeyPath,
+        fill: Mapping[str, Any] = MappingProxyType({}),
+        beside: Collection[str] = (),
     ) -> PartSpec | None:
         """Read the part written at a path; None, and problems, where something is wrong with it.
 
         :param written: A name, ``{use: name, parameter: value}``; or from Python a part object that is a dataclass,
             or a class or function that makes one, also as the ``use``.
         :param fill: Values for parameters of these names that are set neither here nor by the site's registry file.
+        :param beside: Keys of the engine's that are written beside the part's parameters, and never reach it.
         """
         before = len(self.problems)
         found = self._found(kind, written, path, fill)
-        if found is None:
+        if found is None or self._has_names_of_keys(found, path, ("use", *beside)):
             return None
         values, wrong = self._values(found, path)
         part = PartSpec(kind, found.use, values, found.factory)
@@ -98,10 +104,22 @@ class PartReader:
         given = {**filled, **self._site_defaults(kind, name, given, path), **given}
         return _Found(name, factory, parameters, given, takes_others=others)
 
+    def _has_names_of_keys(self, found: _Found, path: KeyPath, keys: Collection[str]) -> bool:
+        """Say whether parameters have the names of keys that are read before them, and note which."""
+        taken = [name for name in found.parameters if name in keys]
+        for name in taken:
+            self.problems.add(
+                path,
+                f"{found.use} has a parameter {name!r}, which nothing could set here: {name}: is a key of the recipe's "
+                "own. Give the parameter another name.",
+            )
+        return bool(taken)
+
     def _values(self, found: _Found, path: KeyPath) -> tuple[dict[str, Any], list[Parameter]]:
         """Read all parameters of a part by their names; and tell which of them are wrong."""
         if not found.takes_others:
-            self.problems.add_unknown_keys(path, found.given, found.parameters, owner=found.use)
+            hints = {name: why_no_parameter(found.factory, name) for name in found.given}
+            self.problems.add_unknown_keys(path, found.given, found.parameters, owner=found.use, hints=hints)
         others = {name: value for name, value in found.given.items() if name not in found.parameters}
         values, wrong = others if found.takes_others else {}, []
         for parameter in found.parameters.values():
@@ -219,11 +237,14 @@ class PartReader:
 
     def _builds(self, part: PartSpec, given: Mapping[str, Any], path: KeyPath) -> bool:
         """Build it, and note where its own code refuses the values or where it breaks its kind's contract."""
+        noted = len(self.problems)
         try:
             with blaming(f"the {part.kind}"):
                 built = self._made(part, given, path)
-                broken = [] if built is None else list(contract_problems(part.kind, built, part.parameters))
-                code = [] if built is None or broken or self.registry.allow_code else list(part.options.runs_code_of())
+                if len(self.problems) > noted:
+                    return False
+                broken = list(_broken(part, built))
+                code = [] if broken or self.registry.allow_code else list(part.options.runs_code_of())
         except EcoflapError as error:
             self.problems.add(path, f"{part.use}: {error}")
             return False
@@ -233,7 +254,7 @@ class PartReader:
             name = next((name for name, value in part.parameters.items() if value == file), None)
             at = (*path, name) if name else path
             self.problems.add(at, f"{part.use} runs the code that it finds in {file}, and {ON_TRUST}")
-        return built is not None and not broken and not code
+        return not broken and not code
 
     def _made(self, part: PartSpec, given: Mapping[str, Any], path: KeyPath) -> Any:
         """Make the part; None, and a problem at the parameter it names, where its own code refuses the values."""
@@ -262,6 +283,20 @@ class PartReader:
             if blamed is not None and not any(_names(text, name) for name in wrong):
                 self.problems.add((*path, blamed), f"{part.use}: {text.rstrip('.')}.")
                 self._refused_besides(part, given, path, [*wrong, blamed])
+
+
+def _broken(part: PartSpec, built: Any) -> Iterator[str]:
+    """Say where what was built breaks the contract of its kind."""
+    if built is None:
+        yield f"what makes it has returned nothing: return the {part.kind}, as `return MyClass(…)` does"
+        return
+    broken = list(contract_problems(part.kind, built, part.parameters))
+    yield from broken
+    if part.kind == "allocator" and not broken and (strange := part.strange_candidates):
+        yield (
+            f"its candidates are allocators that its parameters were given, such as of: tuple[Allocator, ...], and "
+            f"{shown(strange[0])} is none of them"
+        )
 
 
 def _as_written(part: Any) -> dict[str, Any]:

@@ -237,7 +237,7 @@ class Recipe(Keys):
         """Name the key that has the allocator: ``allocate``, or that of a pruner which brings its own."""
         asked = self.allocate.plain()
         pruners = [(where, spec) for where, spec in self.prune.with_inner("prune") if spec.kind == "pruner"]
-        brought = [where for where, spec in pruners if asked == {**asked, **(spec.options.allocate or {"use": ""})}]
+        brought = [where for where, spec in pruners if _is_part_of(spec.options.allocate, asked)]
         return next(iter(brought), "allocate")
 
     def block_refiners_of(self, tower: str) -> tuple[PartSpec, ...]:
@@ -332,6 +332,12 @@ def _declared(keys: type[Keys], inside: str = "") -> Iterator[tuple[str, Key]]:
         wanted = type_of(field)
         if is_mapping(wanted):
             yield from _declared(wanted, f"{inside}{name}.")
+
+
+def _is_part_of(own: Mapping[str, Any] | str | None, asked: Mapping[str, Any]) -> bool:
+    """Say whether a part has what a recipe's entry for one says: its name alone, or parameters too."""
+    written = {"use": own} if isinstance(own, str) else own
+    return written is not None and asked == {**asked, **written}
 
 
 def _fraction(sparsity: float | None, pattern: Pattern | None) -> Fraction:

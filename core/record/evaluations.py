@@ -3,10 +3,12 @@
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import cached_property, partial
 from hashlib import sha256
 from math import isfinite
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,14 @@ from pydantic import ValidationError
 from torch import nn
 
 from ecoflap.core.contracts.answers import is_text, shown
-from ecoflap.core.contracts.blame import blaming
+from ecoflap.core.contracts.blame import blaming, naming
 from ecoflap.core.contracts.protocols import Adapter, Note
 from ecoflap.core.contracts.records import Measure
 from ecoflap.core.disk.whole_files import sha256_of
 from ecoflap.core.errors import EcoflapError, ModelError, RunError
 from ecoflap.core.guards.left_as_given import left_as_given
-from ecoflap.core.machine.part_code import code_of_parts, digests_of
+from ecoflap.core.guards.processor_lent import processor_lent
+from ecoflap.core.machine.part_code import code_of_parts, digests_of, is_ours
 from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.record.remembered import DENSE, open_remembered, take_over_remembered, write_remembered
@@ -142,14 +145,17 @@ class Evaluation:
     ) -> dict[str, Any]:
         is_remembered, who = self._is_remembered(stage), f"the evaluator {self.evaluator.use}"
         # Of no recipe's seed: both stages are held against each other, and other runs take the dense one over.
-        with left_as_given(who, model, _CURE, is_on_disk=is_on_disk), blaming(who), seeded(seed_for(0, "evaluate")):
+        left = left_as_given(who, model, _CURE, is_on_disk=is_on_disk)
+        lent = processor_lent(adapter, self.evaluator.factory)
+        named = nullcontext() if is_ours(self.evaluator.factory) else naming(who)
+        with left, lent, named, blaming(who), seeded(seed_for(0, "evaluate")):
             found = {} if is_remembered else self._found(path, model, adapter, note, ranks)
-            self._check_names(found)
+            self._check_names(found, is_remembered=is_remembered)
             measures = {name: self._checked(name, asdict(measure)) for name, measure in found.items()}
             seals = {"remembered": self._remember(path, model, adapter, note)} if is_remembered else {}
         refuse_changed(ranks)
         if stage == "pruned":
-            self._tell_other_counts(path, measures, note)
+            self._tell_others(path, measures, note)
         return {"stage": stage, **self._identity, "measures": measures, **seals}
 
     def take_over(self, source: Path, target: Path) -> None:
@@ -187,19 +193,25 @@ class Evaluation:
             )
         return line
 
-    def _check_names(self, found: Any) -> None:
+    def _check_names(self, found: Any, *, is_remembered: bool) -> None:
         """Refuse what is no mapping of measures by names that a table can show."""
+        if isinstance(found, Mapping) and not found and not is_remembered:
+            raise EcoflapError(f"the evaluator {self.evaluator.use} gave no measure; it gives one at least")
         wrong = [found] if not isinstance(found, Mapping) else [name for name in found if not is_text(name)]
         wrong += [] if wrong else [one for one in found.values() if not isinstance(one, Measure)]
         if wrong or not isinstance(found, Mapping):
             answered = f"answered with {shown(wrong[0] if wrong else found)}"
             raise EcoflapError(f"the evaluator {self.evaluator.use} {answered}; it gives a Measure by each name")
 
-    def _tell_other_counts(self, path: Path, measures: Mapping[str, Mapping[str, Any]], note: Note) -> None:
-        """Say where a measure is over another number of things than that of the dense model, beside which it stands."""
+    def _tell_others(self, path: Path, measures: Mapping[str, Mapping[str, Any]], note: Note) -> None:
+        """Say where a measure is of other things than that of the dense model, beside which it stands."""
         line = self.line(path, "dense")
         dense = {} if line is None else line["measures"]
         for name, measure in measures.items():
+            if name in dense and any(dense[name][key] != measure[key] for key in ("unit", "larger_is_better")):
+                note(
+                    f"{name} has another unit or way to be read than for the dense model, and no table can compare them"
+                )
             if name in dense and dense[name]["n"] != measure["n"]:
                 counts = (
                     f"{measure['n']:,} {measure['unit'] or 'things'}, and over {dense[name]['n']:,} for the dense model"
@@ -208,6 +220,7 @@ class Evaluation:
 
     def _checked(self, name: str, measure: dict[str, Any]) -> dict[str, Any]:
         """Hold a measure to its types. JSON knows no infinity: the standard error of a single thing is null."""
+        measure = {name: _plain_number(one) for name, one in measure.items()}
         value, error = measure["value"], measure["standard_error"]
         if isinstance(value, float) and not isfinite(value):
             raise ModelError(f"{self.evaluator.use}: the {name} of the model is {value}")
@@ -219,7 +232,17 @@ class Evaluation:
             return RecordedMeasure.model_validate(measure).model_dump()
         except ValidationError as wrong:
             places = "; ".join(wrong_places(wrong))
-            raise EcoflapError(f"the evaluator {self.evaluator.use} gave the measure {name}: {places}") from wrong
+            given = ", ".join(f"{key} = {shown(one)}" for key, one in measure.items())
+            raise EcoflapError(
+                f"the evaluator {self.evaluator.use} gave the measure {name}: {places} ({given})"
+            ) from wrong
+
+
+def _plain_number(value: Any) -> Any:
+    """Give numpy's numbers as Python's; all else as it is."""
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    return float(value) if isinstance(value, Real) and not isinstance(value, bool) else value
 
 
 def remembered_seals(path: Path) -> dict[str, str]:

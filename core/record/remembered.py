@@ -9,12 +9,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ecoflap.core.contracts.answers import is_text, shown
 from ecoflap.core.disk.safetensors_header import NAMES
 from ecoflap.core.disk.whole_files import link_or_copy, whole_file
-from ecoflap.core.errors import EcoflapError, FormatError
+from ecoflap.core.dtypes import dtype_name
+from ecoflap.core.errors import EcoflapError, FormatError, first_of
 from ecoflap.core.sealing.sealed import Sealed, SealedTensor, open_sealed, with_way_out, write_sealed
 
 DENSE = "dense"
@@ -35,14 +37,27 @@ def write_remembered(path: Path, evaluator: str, found: Any) -> str:
     named = found if isinstance(found, Mapping) else {}
     wrong = [] if named else [found]
     wrong += [name for name in named if not is_text(name)]
-    wrong += [one for one in named.values() if not isinstance(one, Tensor) or one.dtype not in NAMES]
+    wrong += [one for one in named.values() if not isinstance(one, Tensor)]
     if wrong:
         raise EcoflapError(
             f"the evaluator {evaluator}, asked for what to remember, answered with {shown(wrong[0])}; it gives a "
             f"tensor by each name, one at least"
         )
+    kinds = {name: _kind_of(one) for name, one in named.items()}
+    if unkept := [f"{name} is {kind}" for name, kind in kinds.items() if kind]:
+        raise EcoflapError(
+            f"the evaluator {evaluator}, asked for what to remember, gave what no file holds: {first_of(unkept, 3)}. "
+            f"Have it give dense tensors of numbers, as tensor.to_dense() and torch.view_as_real(tensor) are"
+        )
     tensors = {name: SealedTensor(one.dtype, tuple(one.shape), one.detach) for name, one in named.items()}
     return write_sealed(path, _FORMAT, evaluator, tensors)
+
+
+def _kind_of(tensor: Tensor) -> str:
+    """Say what a tensor is that no file can hold; empty of any other."""
+    if tensor.is_nested or tensor.layout is not torch.strided:
+        return "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+    return "" if tensor.dtype in NAMES else dtype_name(tensor.dtype)
 
 
 class _Remembered(Mapping[str, Tensor]):

@@ -127,6 +127,38 @@ def _default(factory: Callable[..., Any], parameter: inspect.Parameter) -> Any:
     return parameter.default
 
 
+def why_no_parameter(factory: Callable[..., Any], name: str) -> str:
+    """Say why a name that a factory's code has is none of its parameters, with a leading space; empty where it has not.
+
+    A class that lacks ``@dataclass``, an attribute of one that lacks its type, and what Python takes by its place alone
+    look like parameters to who wrote them.
+    """
+    try:
+        written = inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        return ""
+    if name in written and written[name].kind is inspect.Parameter.POSITIONAL_ONLY:
+        return f" {name} is taken by its place alone; a recipe gives parameters by name: remove the / behind it."
+    if not isinstance(factory, type) or not (dataclasses.is_dataclass(factory) or _is_without_init(factory)):
+        return ""
+    annotated = any(name in inspect.get_annotations(one) for one in factory.__mro__)
+    if dataclasses.is_dataclass(factory):
+        is_bare = not annotated and _is_value(factory, name)
+        return f" Its class has {name} without a type: as `{name}: float = …` it is a parameter." if is_bare else ""
+    is_meant = annotated or _is_value(factory, name)
+    return f" Its class has {name}, and is no dataclass: write @dataclass above it." if is_meant else ""
+
+
+def _is_without_init(made: type[Any]) -> bool:
+    return all("__init__" not in vars(one) for one in made.__mro__ if one is not object)
+
+
+def _is_value(made: type[Any], name: str) -> bool:
+    """Say whether a class has a value of a name, and no method or property."""
+    value = inspect.getattr_static(made, name, None)
+    return not name.startswith("_") and value is not None and not isinstance(value, property) and not callable(value)
+
+
 def code_name(factory: Any) -> str:
     """Give the import path of a factory or of a part, as a recipe may write it: ``module:Class``."""
     named = factory if hasattr(factory, "__qualname__") else type(factory)

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import BFloat16, Float, Float32
 from torch import Tensor
 
+from ecoflap.core.errors import ModelError
+from ecoflap.core.guards.untouched import writes
 from ecoflap.core.kernel.route import route
 
 _ROWS = 512  # enough for a matrix product at full speed
@@ -35,7 +37,7 @@ class Gram:
         self._sum = torch.zeros(in_features, in_features, dtype=torch.float32)  # what is above the diagonal is no sum
         self._waiting = torch.zeros(_ROWS, in_features, dtype=torch.float32)
         self._waits = 0
-        self._factors: dict[Hashable, Any] = {}
+        self._factors: dict[Hashable, tuple[Any, list[int | None]]] = {}
 
     @property
     def matrix(self) -> Float32[Tensor, "in in"]:
@@ -81,10 +83,18 @@ class Gram:
         Layers with the same inputs share their statistic, and so what a pruner derives from the matrix.
 
         :param key: Names the pruner and whatever else the value depends on.
+        :raises ModelError: Where what is kept was written into since: other layers would be given something else.
         """
         if key not in self._factors:
-            self._factors[key] = make()
-        return self._factors[key]
+            made = make()
+            self._factors[key] = made, _writes(made)
+        kept, writes = self._factors[key]
+        if _writes(kept) != writes:
+            raise ModelError(
+                f"what is kept under {key!r} was written into after it was made, and layers that share an input share "
+                f"it: have it make a new tensor, value.pow(2) and not value.pow_(2)"
+            )
+        return kept
 
     def merge(self, other: "Gram") -> None:
         """Add the sum of another, taken over other tokens; what waits in it is summed there first."""
@@ -138,3 +148,10 @@ def _add_by_library(total: Float32[Tensor, "in in"], rows: BFloat16[Tensor, "tok
     tokens, features = rows.shape
     where, threads = (rows.data_ptr(), tokens, features, rows.stride(0), total.data_ptr()), torch.get_num_threads()
     found.library.call("add_gram", found.number, *where, threads)
+
+
+def _writes(kept: Any) -> list[int | None]:
+    """Count how often each tensor of a value was written to: one tensor, or those of a tuple or list."""
+    if isinstance(kept, Tensor):
+        return [writes(kept)]
+    return [number for one in kept for number in _writes(one)] if isinstance(kept, tuple | list) else []

@@ -1,6 +1,7 @@
 """Collect everything that is wrong with a document, each with its place, and raise it at once."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import ValidationError
@@ -52,17 +53,26 @@ class Problems:
         if entry not in self._found:  # a part that is checked twice has its problems twice
             self._found.append(entry)
 
-    def add_unknown_keys(self, path: KeyPath, given: Iterable[object], known: Iterable[str], owner: str = "") -> None:
+    def add_unknown_keys(
+        self,
+        path: KeyPath,
+        given: Iterable[object],
+        known: Iterable[str],
+        owner: str = "",
+        hints: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         """Add each key that nothing reads.
 
         :param owner: The part whose parameters the keys are; empty for keys of the document itself.
+        :param hints: By key, why it is none, as far as that is known; else the nearest of those that are.
         """
         choices = sorted(known)
         for key in given:
             if key not in choices:
                 what = f"{owner} has no parameter {key!r}" if owner else f"unknown key {key!r}"
                 listed = ", ".join(choices) or "none"
-                self.add((*path, key), f"{what}.{nearest(str(key), choices)} Known: {listed}.", key=True)
+                why = hints.get(str(key)) or nearest(str(key), choices)
+                self.add((*path, key), f"{what}.{why} Known: {listed}.", key=True)
 
     def add_invalid(self, path: KeyPath, error: ValidationError) -> None:
         """Add everything that pydantic found wrong with the value at a path."""

@@ -42,7 +42,8 @@ class Progress:
     """Shows how far a run is. It writes to the standard error stream, so that results can be piped."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True)  # it asks for sys.stderr as it writes, which may be another by then
+        # It asks for sys.stderr as it writes, which may be another by then. A part my:Key means no emoji.
+        self._console = Console(stderr=True, emoji=False)
         self._bars: Bars | None = None
         self._task = TaskID(0)
         self._said = 0.0

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ecoflap.core.budget.counts import Keep, Pattern
-from ecoflap.core.budget.select import row_counts, select, zeros_first
+from ecoflap.core.budget.select import check_finite, check_fits, row_counts, select, zeros_first
 from ecoflap.core.errors import EcoflapError
 
 quick = settings(max_examples=60)
@@ -106,6 +106,19 @@ class TestSelect:
     def test_refuses_to_compare_in_a_way_that_is_not_known(self, budget):
         with pytest.raises(EcoflapError, match=r"way to compare named 'rows'\. Did you mean 'row'\? Known: layer, row"):
             unwrap(select)(torch.ones(2, 6), budget, "rows")  # as it is where no test checks types
+
+    @pytest.mark.parametrize("budget", [0.5, 3])
+    def test_what_is_no_budget_is_told(self, budget):
+        with pytest.raises(
+            EcoflapError, match=rf"the budget is {budget}; it is a Keep or a Pattern, as a pruner is given"
+        ):
+            unwrap(check_fits)(budget, 2, 6)
+
+    def test_whole_numbers_are_no_metric(self):
+        with pytest.raises(
+            EcoflapError, match=r"the metric is torch\.int64; a floating-point one is wanted, as metric\.fl"
+        ):
+            unwrap(check_finite)(torch.ones(2, 6, dtype=torch.int64))
 
     @pytest.mark.parametrize("compare", ["row", "layer"])
     def test_refuses_more_than_there_are(self, compare):

@@ -66,6 +66,14 @@ def test_what_a_shell_would_take_apart_is_quoted(plain, letters, tmp_path):
     assert run == ["ecoflap", "run", str(folder.recipe), "--folder", str(folder.path), "--set", "export=…"]
 
 
+def test_a_recipe_that_names_code_goes_on_by_leave_to_run_it(plain, letters, tmp_path):
+    folder, mine = RunFolder(tmp_path), "ecoflap.plugins.pruners.magnitude:Magnitude"
+    recipe = parse_recipe(plain(export=["onnx"], prune=mine), registry=letters.trusting(True))
+    (told,) = ended_by(folder, recipe, {"onnx": ecoflap.EcoflapError("no view")}).problems
+    _, run = told.split("`")[1::2]
+    assert run == f"{folder.command} --allow-code --set export=…"
+
+
 def test_a_full_disk_asks_for_no_other_export(plain, letters, tmp_path):
     folder = RunFolder(tmp_path)
     recipe = parse_recipe(plain(export=["safetensors", "onnx"]), registry=letters)

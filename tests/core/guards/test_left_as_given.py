@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 from torch import nn
 
 from ecoflap.core.guards.left_as_given import ChangedModelError, left_as_given
@@ -54,3 +55,18 @@ def test_what_transformers_writes_down_by_itself_is_no_setting(model):
     with left_as_given("it", model, "Cure.", is_on_disk=False):
         model.config.architectures, model.config._attn_implementation_autoset = ["Linear"], True
         model.config.inner["_attn_implementation_autoset"] = True
+
+
+def cast_there_and_back(model):
+    model.to(torch.bfloat16)
+    for one in model.parameters():
+        one.data = one.data.float()
+
+
+def test_a_buffer_that_was_cast_is_named(model):
+    model.register_buffer("angles", torch.ones(2), persistent=False)
+    with (
+        pytest.raises(ChangedModelError, match="angles is bfloat16"),
+        left_as_given("it", model, "C.", is_on_disk=False),
+    ):
+        cast_there_and_back(model)

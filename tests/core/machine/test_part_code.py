@@ -229,3 +229,41 @@ def test_of_what_is_typed_a_part_is_what_python_runs():
         digests.append(subprocess.run([sys.executable, "-"], input=typed, capture_output=True, text=True).stdout)
     assert digests[0] == digests[1] != digests[2]
     assert len(digests[0].strip()) == 64
+
+
+def test_a_module_is_what_it_imports_from_its_folder_too(written, tmp_path, forgotten):
+    (tmp_path / "help_of_mine.py").write_text("import json\nfrom deeper_of_mine.part import F\n")
+    (tmp_path / "deeper_of_mine").mkdir()
+    (tmp_path / "deeper_of_mine" / "part.py").write_text("F = 1\n")
+    (tmp_path / "beside_of_mine.py").write_text("G = 1\n")
+    part = written("helped_of_mine", "from help_of_mine import F\nclass Part: pass\n")
+    (before,) = code_of_parts(forgotten([part])).values()
+    assert before.file == str(tmp_path / "helped_of_mine.py")
+    (tmp_path / "beside_of_mine.py").write_text("G = 2\n")  # which nothing imports
+    assert list(code_of_parts(forgotten([part])).values()) == [before]
+    found = {before.sha256}
+    for file, text in (
+        ("deeper_of_mine/part.py", "F = 2\n"),
+        ("help_of_mine.py", "F = 2\n"),
+        ("help_of_mine.py", "F =\n"),
+    ):
+        (tmp_path / file).write_text(text)
+        (now,) = code_of_parts(forgotten([part])).values()
+        found.add(now.sha256)
+    assert len(found) == 4
+    for name in ("help_of_mine", "deeper_of_mine", "deeper_of_mine.part"):
+        sys.modules.pop(name, None)
+
+
+def test_beside_what_is_installed_lie_libraries(written, tmp_path, monkeypatch, forgotten):
+    installed = tmp_path / "site-packages"
+    installed.mkdir()
+    (installed / "library_of_others.py").write_text("F = 1\n")
+    (installed / "installed_of_mine.py").write_text("from library_of_others import F\nclass Part: pass\n")
+    monkeypatch.syspath_prepend(installed)
+    part = import_module("installed_of_mine").Part
+    before = code_of_parts(forgotten([part]))
+    (installed / "library_of_others.py").write_text("F = 2\n")
+    assert code_of_parts(forgotten([part])) == before
+    for name in ("installed_of_mine", "library_of_others"):
+        sys.modules.pop(name, None)

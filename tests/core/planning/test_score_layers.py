@@ -14,6 +14,7 @@ from ecoflap.core.contracts.events import Warned
 from ecoflap.core.contracts.records import Estimate
 from ecoflap.core.errors import ModelError
 from ecoflap.core.planning.score_layers import score_layers
+from ecoflap.core.ranks.ranks import Ranks
 
 
 @pytest.fixture
@@ -51,6 +52,33 @@ def scored(layers, replay, events, tmp_path):
         return score_layers(spec("scorer", scorer), aggregate, replay, layers, path, events.append), asked
 
     return scored
+
+
+class Two(Ranks):
+    """The first of two processes, of which the other has found so many times as much."""
+
+    rank, size = 0, 2
+
+    def __init__(self, times):
+        self.times = times
+
+    def gather(self, mine):
+        return [mine, mine * self.times if isinstance(mine, float) else mine]
+
+
+@pytest.mark.parametrize("times", [1.0, 1 + 1e-6])
+def test_processes_that_find_the_same_take_the_first_ones_score(replay, scored, times):
+    replay.ranks = Two(times)
+    found, _ = scored("Mine", [(name, 0.5) for name in ("a.x", "a.y", "b.x", "b.y")], "sum")
+    assert set(found.values.values()) == {0.5}
+
+
+@pytest.mark.parametrize("value", [0.5, Curve((0.5, 0.6), (1.0, 2.0))])
+def test_processes_that_find_other_scores_are_told(replay, scored, value):
+    replay.ranks = Two(0.5)
+    gives = {"gives": "curve"} if isinstance(value, Curve) else {}
+    with pytest.raises(ModelError, match=r"Mine gave a\.x .* in one process and .* in another: .*replay\.gathered"):
+        scored("Mine", [("a.x", value)], "sum", **gives)
 
 
 @pytest.fixture

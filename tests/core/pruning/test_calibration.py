@@ -91,6 +91,26 @@ def test_tokens_that_are_no_row_of_numbers_are_the_datasets(tokens):
         read_samples(spec("dataset", lambda adapter, model, note: [sample]), LlamaAdapter(), nn.Identity(), print)
 
 
+class Promises:
+    """A dataset that says how many samples it gives at most, and gives as many as it likes."""
+
+    def __init__(self, samples, given):
+        self.samples, self.given = samples, given
+
+    def __call__(self, adapter, model, note):
+        return (Sample(text=f"text {number}") for number in range(self.given))
+
+
+def test_a_dataset_gives_no_more_samples_than_it_promises():
+    def read(samples, given, most=None):
+        return len(read_samples(spec("dataset", Promises(samples, given)), LlamaAdapter(), nn.Identity(), print, most))
+
+    assert (read(3, 3), read(3, 2), read(None, 9), read(3, 2**62, most=2), read(None, 9, most=4)) == (3, 2, 9, 2, 4)
+    for most in (None, 5):
+        with pytest.raises(DataError, match=r"the dataset Promises yields more samples than the 3 that its member sam"):
+            read(3, 2**62, most)
+
+
 class OfPlaces(torch.utils.data.Dataset):
     """What torch calls a map-style dataset, which Python iterates over by its numbers."""
 

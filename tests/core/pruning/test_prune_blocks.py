@@ -101,6 +101,13 @@ def test_a_weight_that_follows_gradients_is_one_like_any_other_and_whether_torch
     assert torch.is_grad_enabled()
 
 
+def test_a_pruner_that_leaves_nothing_is_told(step):
+    fine, events = step(Wrong(lambda pruned, weight: Pruned(pruned.mask, torch.zeros_like(weight))))
+    fine()
+    told = [event.message for event in events if isinstance(event, Warned)]
+    assert "model.layers.0.self_attn.q_proj.weight: the pruner has set every weight that its mask keeps to 0" in told
+
+
 def test_a_pattern_must_hold_and_not_only_its_count(step):
     def first_half(pruned, weight):
         mask = torch.zeros_like(pruned.mask)

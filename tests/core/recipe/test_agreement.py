@@ -1,5 +1,7 @@
 """What a scorer gives and an allocator takes have to agree; nothing is loaded to see it."""
 
+from dataclasses import dataclass
+
 import pytest
 from sealed_by_hand import write_lines
 
@@ -106,6 +108,23 @@ def test_a_scorer_of_ones_own_says_whose_scores_its_are_like():
     assert parse_recipe({**document, "score": {"use": LikeHill}}, registry=REGISTRY).takes_scores
     with pytest.raises(RecipeError, match="owl reads the scores of outlier_share, and those of hill are others"):
         parse_recipe({**document, "score": {"use": LikeHill}, "allocate": "owl"}, registry=REGISTRY)
+
+
+@dataclass(frozen=True)
+class ReadsNone:
+    """An allocator that names a scorer which nothing has."""
+
+    scorers = ("hil",)
+
+    def __call__(self, groups, keep): ...
+
+
+def test_a_scorer_that_an_allocator_misspells_is_told():
+    document = {"version": 1, "model": "m", "sparsity": 0.5, "prune": "magnitude", "score": "hill"}
+    with pytest.raises(
+        RecipeError, match=r"ReadsNone, in its member scorers: no scorer named 'hil'\. Did you mean 'hill'"
+    ):
+        parse_recipe({**document, "allocate": ReadsNone}, registry=REGISTRY)
 
 
 def test_a_scorer_is_known_by_what_makes_it_and_not_by_how_it_is_named():

@@ -12,6 +12,7 @@ import torch
 from ecoflap.core.errors import EcoflapError
 from ecoflap.core.recipe.load import load_recipe, parse_recipe
 from ecoflap.core.record.evaluations import digests
+from ecoflap.core.registry.registry import load_registry
 
 
 class Scores:
@@ -221,3 +222,92 @@ def test_a_key_inside_of_a_parameter_that_nothing_reads_is_named(importing, tmp_
 def test_a_set_is_recorded_in_one_order(importing, tmp_path):
     names = [f"name{number}" for number in range(30)]
     assert read(importing, tmp_path, names=names).score.scorer.plain()["names"] == sorted(names)
+
+
+def forgets(power: float = 1.0) -> Scores:
+    """A function that makes a scorer, and does not return it."""
+
+
+@dataclass(frozen=True)
+class Rounds(Scores):
+    """A scorer with a parameter that no recipe could set, for the key is the engine's."""
+
+    granularity: int = 4
+
+
+class Bare(Scores):
+    """A scorer whose author forgot ``@dataclass``."""
+
+    power: float = 1.0
+
+
+@dataclass(frozen=True)
+class Untyped(Scores):
+    """A scorer whose author forgot a type."""
+
+    power = 1.0
+
+
+class ByPlace(Scores):
+    """A scorer that takes its parameter by its place."""
+
+    def __init__(self, power: float = 1.0, /): ...
+
+
+@pytest.mark.parametrize(
+    ("score", "said"),
+    [
+        (forgets, r"score: .*forgets: what makes it has returned nothing: return the scorer, as `return MyClass"),
+        (
+            Rounds,
+            r"Rounds has a parameter 'granularity', which nothing could set here: granularity: is a key of the re",
+        ),
+        ({"use": Rounds, "granularity": "layer"}, r"has a parameter 'granularity', which nothing could set here"),
+        (
+            {"use": Bare, "power": 2},
+            r"no parameter 'power'\. Its class has power, and is no dataclass: write @dataclass",
+        ),
+        ({"use": Untyped, "power": 2}, r"'power'\. Its class has power without a type: as `power: float = …` it is a"),
+        ({"use": ByPlace, "power": 2}, r"'power'\. power is taken by its place alone; .*: remove the / behind it\."),
+        ({"use": Bare, "powr": 2}, r"no parameter 'powr'\. Known: none\.$"),
+    ],
+)
+def test_what_an_author_forgot_is_told(registry, score, said):
+    recipe = {"version": 1, "model": "m", "sparsity": 0.5, "prune": "magnitude", "score": score}
+    with pytest.raises(EcoflapError, match=said):
+        parse_recipe(recipe, registry=registry)
+
+
+@dataclass(frozen=True)
+class Tries:
+    """An allocator that names others by a member, none of which it was given."""
+
+    candidates = ("uniform",)
+
+    def __call__(self, groups, keep):
+        return [keep]
+
+
+def test_candidates_that_are_no_parameters_are_refused(registry):
+    recipe = {"version": 1, "model": "m", "sparsity": 0.5, "prune": "magnitude", "allocate": Tries}
+    with pytest.raises(
+        EcoflapError, match=r"Tries: its candidates are allocators that its parameters were given, .* '?u"
+    ):
+        parse_recipe(recipe, registry=registry)
+
+
+@dataclass(frozen=True)
+class Brings:
+    """A pruner that brings its allocator by a bare name."""
+
+    allocate = "alpha"
+
+    def __call__(self, weight, seen, budget, layer): ...
+
+
+def test_a_pruner_may_bring_its_allocator_by_a_bare_name():
+    registry = load_registry(installed=False)
+    recipe = {"version": 1, "model": "m", "sparsity": 0.5, "prune": Brings, "score": "hill"}
+    parsed = parse_recipe(recipe, registry=registry)
+    assert (parsed.allocate.use, parsed.allocated_at) == ("alpha", "prune")
+    assert parse_recipe({**recipe, "allocate": "uniform"}, registry=registry).allocated_at == "allocate"

@@ -4,8 +4,10 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image as Pictures
 from torch import nn
@@ -13,7 +15,7 @@ from torch import nn
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.contracts.protocols import Dataset, Note, ignore
 from ecoflap.core.contracts.records import Measure
-from ecoflap.core.errors import EcoflapError
+from ecoflap.core.errors import DataError, EcoflapError
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.record.evaluations import Evaluation, _digest, digests
 from ecoflap.plugins.datasets.image import Image
@@ -180,6 +182,68 @@ def test_an_evaluator_that_gives_nothing_is_named(tmp_path):
     evaluation = Evaluation(PartSpec("evaluator", "forgets", {}, Forgets))
     with pytest.raises(EcoflapError, match=r"the evaluator forgets answered with None; it gives a Measure by each"):
         evaluation.run(tmp_path / "lines", "dense", nn.Identity(), LlamaAdapter(), ignore)
+
+
+def answering(answer):
+    """An evaluation by a part of one's own that calls this."""
+
+    class Mine:
+        def __call__(self, model, adapter, note):
+            return answer(adapter)
+
+    return Evaluation(PartSpec("evaluator", "mine", {}, Mine))
+
+
+def test_one_that_measures_nothing_is_refused(tmp_path):
+    with pytest.raises(EcoflapError, match="the evaluator mine gave no measure; it gives one at least"):
+        answering(lambda adapter: {}).run(tmp_path / "lines", "dense", nn.Identity(), LlamaAdapter(), ignore)
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    odd = Measure(0.5, 3, 0.25)
+    vars(odd).update(value=np.float32(0.5), n=np.int64(3), standard_error=np.float64(0.25))  # types are checked here
+    evaluation = answering(lambda adapter: {"odd": odd})
+    evaluation.run(tmp_path / "lines", "dense", nn.Identity(), LlamaAdapter(), ignore)
+    measure = evaluation.line(tmp_path / "lines", "dense")["measures"]["odd"]
+    assert (measure["value"], measure["n"], measure["standard_error"]) == (0.5, 3, 0.25)
+
+
+def test_what_it_refuses_for_a_user_names_it_once(tmp_path):
+    def refuse(said):
+        raise DataError(said)
+
+    for said, told in (
+        ("install foo", "the evaluator mine: install foo"),
+        ("the evaluator mine: so", "the evaluator mine: so"),
+    ):
+        with pytest.raises(EcoflapError) as refused:
+            answering(lambda adapter, said=said: refuse(said)).run(
+                tmp_path / "lines", "dense", nn.Identity(), LlamaAdapter(), ignore
+            )
+        assert list(refused.value.problems) == [told]
+
+
+def test_what_it_sets_in_the_tokenizer_is_its_own(tmp_path):
+    adapter = LlamaAdapter()
+    adapter.processor = own = SimpleNamespace(padding_side="right")
+
+    def set_left(adapter):
+        adapter.processor.padding_side = "left"
+        return {"one": Measure(1.0, 1, 0.0)}
+
+    answering(set_left).run(tmp_path / "lines", "dense", nn.Identity(), adapter, ignore)
+    assert adapter.processor is own
+    assert own.padding_side == "right"
+
+
+def test_a_measure_that_is_read_another_way_than_the_dense_models_is_told(tmp_path):
+    told: list[str] = []
+    for stage, larger in (("dense", True), ("pruned", False)):
+        one = Measure(1.0, 3, 0.0, "pages", larger)
+        answering(lambda adapter, one=one: {"read": one}).run(
+            tmp_path / "lines", stage, nn.Identity(), LlamaAdapter(), told.append
+        )
+    assert told == ["read has another unit or way to be read than for the dense model, and no table can compare them"]
 
 
 @pytest.mark.parametrize(("n", "value"), [(3.5, 1.0), (3, "high"), (-1, 1.0)])

@@ -98,7 +98,6 @@ def test_another_file_is_refused_though_it_is_whole(written):
         ({}, "{}"),
         ([torch.zeros(1)], r"\[tensor"),
         ({"a": 1.5}, "1.5"),
-        ({"a": torch.zeros(1, dtype=torch.complex64)}, "tensor"),
         ({3: torch.zeros(1)}, "3"),
         ({"\ud800": torch.zeros(1)}, "ud800"),
     ],
@@ -142,3 +141,12 @@ def test_what_an_evaluator_says_of_a_file_of_its_own_has_no_way_out_of_ours(writ
     with pytest.raises(FormatError) as caught:
         partial(own, *written)()
     assert caught.value.problems == ("their.bin is damaged.",)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "kind"),
+    [(torch.ones(2, dtype=torch.complex64), "complex64"), (torch.eye(2).to_sparse(), "sparse_coo")],
+)
+def test_what_no_file_holds_is_told_by_what_it_is(tensor, kind, tmp_path):
+    with pytest.raises(EcoflapError, match=rf"remember, gave what no file holds: rows is {kind}\. Have it give dense"):
+        write_remembered(tmp_path / "mine.safetensors", "mine", {"rows": tensor})

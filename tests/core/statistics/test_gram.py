@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ecoflap.core.errors import KernelError
+from ecoflap.core.errors import KernelError, ModelError
 from ecoflap.core.kernel.route import route
 from ecoflap.core.statistics.gram import Gram
 from kernels import library, paths
@@ -141,6 +141,14 @@ class TestCached:
         assert gram.matrix.shape == (24, 24)
         assert gram.to("cpu").cached("mine", lambda: 2) == 1
         assert gram.cached("another's", lambda: 2) == 2
+
+    @pytest.mark.parametrize("make", [torch.ones, lambda size: (torch.ones(size), {"other": 1})])
+    def test_is_refused_where_it_was_written_into(self, gram, make):
+        made = gram.cached("tensor", lambda: make(3))
+        gram.cached("tensor", lambda: make(3))
+        (made if isinstance(made, torch.Tensor) else made[0]).mul_(2)
+        with pytest.raises(ModelError, match=r"what is kept under 'tensor' was written into after it was made"):
+            gram.cached("tensor", lambda: make(3))
 
     def test_goes_when_inputs_are_added(self, gram):
         gram.add(tokens(1, 24))

@@ -114,3 +114,8 @@ def test_a_bar_with_the_time_left_on_a_terminal(tmp_path, monkeypatch, now):
     assert "about 10.0 s left" in shown
     assert "\x1b[?25h" in shown[shown.rindex("4 of 8") :]  # the cursor is there again
     assert observer._bars is None
+
+
+def test_a_part_that_is_called_as_an_emoji_keeps_its_name(told):
+    assert "warning: my:Key dropped 3" in told(Warned("my:Key dropped 3"))
+    assert ":key: [b]" in told(Warned(":key: [b]"))
