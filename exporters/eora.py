@@ -30,6 +30,7 @@ from ecoflap.core.errors import FormatError, ModelError, refuse_below_one
 from ecoflap.core.model.anatomy import Layer
 from ecoflap.core.model.mapped_weights import MappedWeights, mapped_beside
 from ecoflap.core.model.source import fingerprint, open_source
+from ecoflap.core.recipe.read_recipe import MEMORY
 from ecoflap.core.statistics.few_tokens import few_tokens, warning_of_few
 from ecoflap.core.statistics.gram import Gram
 from ecoflap.exporters.shared.pruned_weights import require_masks, some
@@ -172,6 +173,8 @@ def _dense(pruned: PrunedModel, folder: Path) -> tuple[nn.Module, MappedWeights 
     known, adapter = pruned.provenance, pruned.adapter
     if known is None:
         raise ModelError("eora needs the run that pruned the model, which knows where its dense weights are.")
+    if known.source == MEMORY:
+        raise ModelError(_NO_DENSE)
     source = open_source(known.source, Path.cwd())
     with mapped_beside(folder) if pruned.offloaded else nullcontext() as mapped:
         load = cache(partial(_loaded, adapter, replace(source, mapped=mapped)))  # a fingerprint may have to read it too

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from inspect import signature
 
-import torch
 from torch import Tensor, nn
 
 from ecoflap.adapters.hubs.experts import experts_in_one_product
@@ -52,14 +51,14 @@ class CausalLMWithPast(nn.Module):
 
 # Its signature has no shapes: where they are checked, as in the tests, a trace would hold the check.
 def _positions(model: nn.Module, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """Give the positions of tokens where a model takes them, counted as ``generate`` does from the first real one on.
+    """Give the positions of tokens where a model takes them: of each, how many real ones are before it.
 
-    Without them a model that learnt a vector for each position, as GPT-2, would count padding on the left.
+    So ``generate`` counts them. Without them a model that learnt a vector for each position, as GPT-2, would count
+    padding on the left, and every model that on the right once a text goes on behind it.
     """
     if "position_ids" not in signature(model.forward).parameters:
         return {}
-    before = (mask.cumsum(1) == 0).sum(1, keepdim=True)
-    counted = (torch.ones_like(mask).cumsum(1) - 1 - before).clamp(min=0)
+    counted = (mask.cumsum(1) - 1).clamp(min=0)
     return {"position_ids": counted[:, mask.shape[1] - ids.shape[1] :]}
 
 

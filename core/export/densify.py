@@ -32,6 +32,9 @@ def densify(file: Path, target: Path, registry: Registry, *, overwrite: bool = F
     if os.path.lexists(target) and not overwrite:  # also a link to a file that is gone, which would be lost
         raise ModelError(f"{target} is there already; name another, or say --overwrite to have it replaced")
     known = _by_ending(registry)
+    others = {Path(f"any{ending}").suffix for ending in known} - {file.suffix}
+    if target.suffix in others and file.name.endswith(tuple(known)):
+        raise ModelError(f"{target} would be a {file.suffix} file by another kind's name; name one with {file.suffix}")
     for ending in sorted(known, key=len, reverse=True):
         if file.name.endswith(ending):
             name, write_dense = known[ending]

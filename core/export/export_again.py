@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from ecoflap.core.contracts.answers import shown
 from ecoflap.core.contracts.events import RunFinished, RunStarted
 from ecoflap.core.contracts.protocols import Adapter, PrunedModel
 from ecoflap.core.contracts.records import Batch
@@ -91,6 +92,8 @@ def export_run(
     :raises EcoflapError: Where the model is not pruned and evaluated yet, the exporter or a parameter is unknown, or it
         cannot export the model.
     """
+    if not isinstance(to, str | Mapping):
+        raise RecipeError(f"to is {shown(to)}; it is an exporter's name, or {{use: name, parameter: value}}")
     registry = (registry or load_registry()).trusting(allow_code)
     folder = require_pruned(from_here(run))
     # Before its recipe is read, to which another export may add its own.

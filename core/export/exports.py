@@ -12,7 +12,7 @@ from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.protocols import PrunedModel
 from ecoflap.core.disk.whole_files import sha256_of, whole_folder
 from ecoflap.core.disk.write_errors import explained
-from ecoflap.core.errors import FormatError, RunError
+from ecoflap.core.errors import FormatError, RunError, first_of
 from ecoflap.core.export.exporter_answer import check_exported
 from ecoflap.core.export.surroundings import is_weights
 from ecoflap.core.export.write_manifest import RunOrigin, deflated_share, describe_files, write_manifest
@@ -22,7 +22,7 @@ from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.manifest import MANIFEST, Manifest, ManifestFile, ManifestRun, read_manifest
 from ecoflap.core.sealing.sealed_text import write_sealed_json
-from ecoflap.core.sealing.sums import write_sums
+from ecoflap.core.sealing.sums import SUMS, write_sums
 from ecoflap.core.sealing.validation import read_validated
 from ecoflap.core.seeding import seed_for, seeded
 
@@ -164,15 +164,33 @@ def _refuse_folder(record: Path) -> None:
 
 
 def _refuse_others(folder: Path, name: str) -> None:
-    """Refuse a folder in the place of an export that no run has written: each of them writes a manifest."""
-    if is_recorded(folder, name) or (folder / name / MANIFEST).is_file():
-        return
+    """Refuse a folder in the place of an export that no run has written, or files in it that none has."""
     there = folder / name
+    if is_recorded(folder, name) or (there / MANIFEST).is_file():
+        own = _unlisted(folder, name)
+        if own:
+            raise RunError(
+                f"{there} holds what no export has written, {first_of(own, 3)}, and would be replaced with it. Move it "
+                f"away, and give the same command again"
+            )
+        return
     if there.is_file() or any(not entry.name.startswith(".") for entry in there.glob("*")):
         raise RunError(
             f"{folder / name} was written by no run, and the export would be put in its place. Move it away, and run "
             f"again"
         )
+
+
+def _unlisted(folder: Path, name: str) -> list[str]:
+    """Name the files in an export's folder that its manifest does not know; none that are hidden."""
+    there = folder / name
+    try:
+        listed = {*read_manifest(there / MANIFEST).files, MANIFEST, SUMS}
+    except FormatError:  # what is damaged is told elsewhere, and may be replaced
+        return []
+    found = (path.relative_to(there) for path in sorted(there.rglob("*")) if not path.is_dir() or path.is_symlink())
+    visible = [path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts)]
+    return [path for path in visible if path not in listed]
 
 
 def record_of(folder: Path, name: str) -> Path:

@@ -118,7 +118,9 @@ def _imported_beside(file: Path) -> dict[str, Path]:
     left = [file]
     while left:
         for name in _names_imported(left.pop()):
-            whole = [file.parent / f"{name}.py", *_code_in(file.parent / name)]
+            package = file.parent / name  # of data alone, as `datasets` may be, where it lacks __init__.py
+            inside = _code_in(package) if (package / "__init__.py").is_file() else ()
+            whole = [package.with_name(f"{name}.py"), *inside]
             new = [one for one in whole if one.is_file() and one != file and one not in found.values()]
             found |= {one.relative_to(file.parent).as_posix(): one for one in new}
             left += new

@@ -40,9 +40,9 @@ def group_attention(model: nn.Module) -> None:
     if text._attn_implementation == NAME:
         return
     if text._attn_implementation != "sdpa":
-        raise ModelError(
-            f"{type(model).__name__} attends by {text._attn_implementation!r}: load it with attn_implementation='sdpa'"
-        )
+        can = getattr(model, "_supports_sdpa", True)
+        way_out = "say model.set_attn_implementation('sdpa') before" if can else "and has no product of torch's instead"
+        raise ModelError(f"{type(model).__name__} attends by {text._attn_implementation!r}: {way_out}")
     _register()
     changed: Any = model
     changed.set_attn_implementation(NAME)

@@ -294,6 +294,17 @@ def test_a_model_in_memory_has_no_dense_weights_left(
         ecoflap.run(asked, model=pico_llama(), processor=pico_tokenizer, folder=tmp_path / "run")
 
 
+def test_nor_has_its_run_when_it_is_exported_later(
+    recipe: dict[str, Any], pico_llama: Any, pico_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked = {key: value for key, value in recipe.items() if key not in ("model", "export")}
+    done = ecoflap.run(asked, model=pico_llama(), processor=pico_tokenizer, folder=tmp_path / "run")
+    (tmp_path / "memory").mkdir()  # which is not meant
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(EcoflapError, match=r"a model in memory was pruned in place\. Give its folder instead"):
+        ecoflap.export_run(done.folder, "eora")
+
+
 def test_without_a_run_or_data_it_says_so(tmp_path: Path):
     pruned = half_pruned("llama")
     with pytest.raises(ModelError, match="there is no calibration data"):

@@ -133,6 +133,25 @@ def test_steps_with_a_cache_are_the_whole_text(name: str):
         assert {tensor.shape[2] for tensor in past} == {end}
 
 
+# MPT takes no positions: it counts how far apart two places are, be there padding between them or not.
+@pytest.mark.parametrize(
+    "name", sorted(name for name in CAUSAL if "decoder_with_past" in VIEWS[name] and name != "mpt")
+)
+def test_a_text_goes_on_behind_padding_on_the_right(name: str):
+    model, views = views_of(name)
+    goes_on, (ids, _), (more, _) = views["decoder_with_past"], text(5), text(3, seed=2)
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 1, 1, 1]])
+    _, *past = run(goes_on, ids, mask[:, :5], *empty_past(goes_on))
+    first, *past = run(goes_on, more[:, :1], mask[:, :6], *past)
+    rest, *_ = run(goes_on, more[:, 1:], mask, *past)
+    found = torch.cat([first, rest], dim=1)
+    for row, length in ((0, 5), (1, 3)):
+        whole = torch.cat([ids[row, :length], more[row]])[None]
+        with torch.no_grad():
+            alone = model(input_ids=whole, attention_mask=torch.ones_like(whole), use_cache=False).logits
+        close(found[row], alone[0, length:])
+
+
 @pytest.mark.parametrize("name", sorted(PAIRS))
 def test_a_decoder_reads_what_the_encoder_gave_and_goes_on_from_its_own(name: str):
     model, views = views_of(name)

@@ -274,8 +274,11 @@ def test_a_view_gives_what_its_model_gives(case: Case, size: str):
             continue  # below, with a cache that means something
         found = run(view.module, getattr(view, size))
         assert len(found) == len(view.outputs) == len(set(view.outputs))
-        wanted = expected(case, view, size)
-        close(found, wanted[: len(found)])
+        wanted = expected(case, view, size)[: len(found)]
+        if [*view.inputs] == ["input_ids", "attention_mask"] and view.outputs == ("logits",):
+            real = getattr(view, size)["attention_mask"].bool()  # what is counted at padding nobody reads
+            found, wanted = (tuple(one[real] for one in given) for given in (found, wanted))
+        close(found, wanted)
         assert float(found[0].std()) > 1e-3
 
 

@@ -1,6 +1,7 @@
 """Exports of a finished run, their manifests, and the commands that show them."""
 
 import errno
+import inspect
 import json
 import os
 import sys
@@ -21,6 +22,7 @@ from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.manifest import read_manifest
 from ecoflap.core.record.report import read_report
 from ecoflap.core.verifying.verify import verify
+from ecoflap.exporters.safetensors import Safetensors
 
 SEER = '''
 from dataclasses import dataclass
@@ -143,6 +145,8 @@ def test_what_a_model_was_pruned_by_need_not_be_there_any_more(plain, letters, t
     assert len(written) > 1
     (tmp_path / "gone_plugin.py").unlink()
     monkeypatch.delitem(sys.modules, "gone_plugin")
+    with pytest.raises(RecipeError, match=r"to is Safetensors\(.*; it is an exporter's name, or \{use: name, parame"):
+        inspect.unwrap(ecoflap.export_run)(done.folder, Safetensors(), registry=letters)  # as where nobody checks types
     with pytest.raises(RecipeError, match=r"safetensors has no parameter 'shards'") as refused:
         ecoflap.export_run(done.folder, {"use": "safetensors", "shards": 3}, registry=letters)
     assert len(refused.value.problems) == 1

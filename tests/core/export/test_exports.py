@@ -260,3 +260,22 @@ def test_a_folder_that_no_run_has_written_is_not_replaced(tmp_path):
     (tmp_path / "writer.json").unlink()  # as where a process was killed between the two
     export(tmp_path, "writer", part("b"), PRUNED)
     assert (tmp_path / "writer" / "weights.bin").read_text() == "b"
+
+
+@pytest.mark.parametrize("is_recorded", [True, False])
+def test_a_file_that_somebody_has_put_beside_it_is_not_replaced(is_recorded, write, tmp_path):
+    write("a")
+    for name in (".hidden", "results.txt", "more/of.txt"):
+        (tmp_path / "writer" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "writer" / name).write_text("mine")
+    if not is_recorded:
+        (tmp_path / "writer.json").unlink()
+    with pytest.raises(
+        RunError, match=r"writer holds what no export has written, more/of\.txt, results\.txt, and would"
+    ):
+        write("b")
+    assert (tmp_path / "writer" / "weights.bin").read_text() == "a"
+    (tmp_path / "writer" / "results.txt").unlink()
+    (tmp_path / "writer" / "more" / "of.txt").unlink()
+    write("b")
+    assert (tmp_path / "writer" / "weights.bin").read_text() == "b"

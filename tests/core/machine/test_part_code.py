@@ -234,12 +234,16 @@ def test_of_what_is_typed_a_part_is_what_python_runs():
 def test_a_module_is_what_it_imports_from_its_folder_too(written, tmp_path, forgotten):
     (tmp_path / "help_of_mine.py").write_text("import json\nfrom deeper_of_mine.part import F\n")
     (tmp_path / "deeper_of_mine").mkdir()
+    (tmp_path / "deeper_of_mine" / "__init__.py").touch()
     (tmp_path / "deeper_of_mine" / "part.py").write_text("F = 1\n")
+    (tmp_path / "json").mkdir()
+    (tmp_path / "json" / "data.py").write_text("of no package")
     (tmp_path / "beside_of_mine.py").write_text("G = 1\n")
     part = written("helped_of_mine", "from help_of_mine import F\nclass Part: pass\n")
     (before,) = code_of_parts(forgotten([part])).values()
     assert before.file == str(tmp_path / "helped_of_mine.py")
     (tmp_path / "beside_of_mine.py").write_text("G = 2\n")  # which nothing imports
+    (tmp_path / "json" / "data.py").write_text("of no package either")
     assert list(code_of_parts(forgotten([part])).values()) == [before]
     found = {before.sha256}
     for file, text in (

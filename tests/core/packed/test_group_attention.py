@@ -88,5 +88,13 @@ def test_what_has_nothing_to_group_is_refused():
         ecoflap.group_attention(llama(num_key_value_heads=4))
     model = llama()
     model.set_attn_implementation("eager")
-    with pytest.raises(ModelError, match="LlamaForCausalLM attends by 'eager': load it with attn_impl"):
+    with pytest.raises(
+        ModelError, match=r"LlamaForCausalLM attends by 'eager': say model\.set_attn_implementation\('sdpa'\)"
+    ):
         ecoflap.group_attention(model)
+    type(model)._supports_sdpa, had = False, type(model)._supports_sdpa
+    try:
+        with pytest.raises(ModelError, match="attends by 'eager': and has no product of torch's instead"):
+            ecoflap.group_attention(model)
+    finally:
+        type(model)._supports_sdpa = had
