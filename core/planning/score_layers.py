@@ -132,7 +132,7 @@ def _in_a_number(score: Score) -> float:
     """Sum up a score, so that processes can hold theirs beside each other's."""
     if isinstance(score, Tensor):
         return float(score.sum(dtype=torch.float64))
-    return sum(score.rises) if isinstance(score, Curve) else float(score)
+    return sum(map(abs, score.rises)) if isinstance(score, Curve) else float(score)
 
 
 def _kept(name: str, score: Score, file: Path, ranks: Ranks) -> KeptScore:

@@ -88,8 +88,8 @@ class Gram:
         if key not in self._factors:
             made = make()
             self._factors[key] = made, _writes(made)
-        kept, writes = self._factors[key]
-        if _writes(kept) != writes:
+        kept, before = self._factors[key]
+        if _writes(kept) != before:
             raise ModelError(
                 f"what is kept under {key!r} was written into after it was made, and layers that share an input share "
                 f"it: have it make a new tensor, value.pow(2) and not value.pow_(2)"
