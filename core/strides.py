@@ -1,4 +1,4 @@
-"""The order in which a tensor's numbers lie in memory, which whatever copies it has to keep.
+"""How a tensor's numbers lie in memory: their order, which whatever copies it has to keep, or a layout with none.
 
 A sum over numbers that lie otherwise is taken in another order, and rounds otherwise: a model that transposes its
 hidden states would give other bits from a copy in which they lie row by row.
@@ -6,6 +6,7 @@ hidden states would give other bits from a copy in which they lie row by row.
 
 from collections.abc import Sequence
 
+import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
@@ -19,3 +20,10 @@ def axes_as_they_lie(tensor: Shaped[Tensor, "..."]) -> tuple[int, ...]:
 def in_their_places(laid_out: Shaped[Tensor, "..."], axes: Sequence[int]) -> Shaped[Tensor, "..."]:
     """Give back the tensor of which another one is ``permute(axes)``, as a view of that."""
     return laid_out.permute(sorted(range(len(axes)), key=axes.__getitem__))
+
+
+def layout_but_dense(tensor: Tensor) -> str:  # a nested one has no shape that could be checked
+    """Name the layout of a tensor that is no dense one, such as ``sparse_coo`` or ``nested``; empty of a dense one."""
+    if tensor.is_nested:
+        return "nested"
+    return "" if tensor.layout is torch.strided else str(tensor.layout).removeprefix("torch.")

@@ -49,9 +49,9 @@ def code_of_parts(used: Iterable[Callable[..., Any]]) -> dict[str, PartCode]:
     """Return what all code is that is used and comes with neither ecoflap nor Python.
 
     Of a module that is in no package it is its file, with what that imports from its own folder, and of a package all
-    of its modules, for parts share some. Of what
-    a script or a notebook defines it is that class or function: what stands beside it is no part. One that was made in
-    a function is told from others of its name by what it has from there.
+    of its modules, for parts share some. Of what a script or a notebook defines it is that class or function: what
+    stands beside it is no part. One that was made in a function is told from others of its name by what it has from
+    there.
 
     :param used: What makes the parts that are used.
     :return: By the module's name or the package's; in a script by its own.

@@ -34,6 +34,7 @@ from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.sealing.sealed_lines import append_line, read_lines
 from ecoflap.core.seeding import seed_for, seeded
 from ecoflap.core.statistics.few_tokens import warning_of_few
+from ecoflap.core.strides import layout_but_dense
 
 _ROUNDING = 1e-4
 """The share of a score by which processes may differ that have found the same, each on a CPU of its own kind."""
@@ -235,7 +236,7 @@ def _checked(
 
 def _checked_numbers(who: str, score: Any, shape: tuple[int, int] | None) -> Float32[Tensor, "out in"]:
     """Give numbers of single weights in float32 on the CPU, if there is one for each and an allocator can use them."""
-    is_tensor = isinstance(score, Tensor) and not score.is_nested and score.layout is torch.strided
+    is_tensor = isinstance(score, Tensor) and not layout_but_dense(score)
     if not isinstance(score, Tensor) or not is_tensor or tuple(score.shape) != shape or not score.is_floating_point():
         found = f"{score.dtype} of {tuple(score.shape)}" if is_tensor else shown(score)
         raise ModelError(f"{who} {found}; it has to give one floating-point number for each weight, {shape} here")

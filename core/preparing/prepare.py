@@ -98,9 +98,7 @@ def _taken_apart(
         if model is not None:
             refuse_computed(anatomy)
         anatomy.refuse_unnamed(weightless)
-        max_length_of(
-            adapter, weightless
-        )  # recipes are checked by it later; here it shows that an adapter does not fit
+        max_length_of(adapter, weightless)  # asked for again later: here it shows that an adapter does not fit
     return weightless, anatomy
 
 

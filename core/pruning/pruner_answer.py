@@ -21,6 +21,7 @@ from ecoflap.core.guards.untouched import untouched
 from ecoflap.core.planning.plan import PlannedLayer
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.seeding import seed_for, seeded
+from ecoflap.core.strides import layout_but_dense
 
 
 def pruned_layer(
@@ -82,8 +83,7 @@ def of_another_kind(tensor: Any, device: torch.device) -> str | None:
     """Say how an answer is no dense tensor on a device, behind what names it; None of one that is."""
     if not isinstance(tensor, Tensor):
         return f"that is {shown(tensor)}; a tensor is wanted"
-    if tensor.is_nested or tensor.layout is not torch.strided:
-        kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+    if kind := layout_but_dense(tensor):
         return f"that is {kind}; a dense one is wanted, with a number for each weight"
     return f"on {tensor.device}; the layer is on {device}" if tensor.device != device else None
 

@@ -150,7 +150,8 @@ class Evaluation:
         named = nullcontext() if is_ours(self.evaluator.factory) else naming(who)
         with left, lent, named, blaming(who), seeded(seed_for(0, "evaluate")):
             found = {} if is_remembered else self._found(path, model, adapter, note, ranks)
-            self._check_names(found, is_remembered=is_remembered)
+            if not is_remembered:
+                self._check_names(found)
             measures = {name: self._checked(name, asdict(measure)) for name, measure in found.items()}
             seals = {"remembered": self._remember(path, model, adapter, note)} if is_remembered else {}
         refuse_changed(ranks)
@@ -193,9 +194,9 @@ class Evaluation:
             )
         return line
 
-    def _check_names(self, found: Any, *, is_remembered: bool) -> None:
-        """Refuse what is no mapping of measures by names that a table can show."""
-        if isinstance(found, Mapping) and not found and not is_remembered:
+    def _check_names(self, found: Any) -> None:
+        """Refuse what is no mapping of measures by names that a table can show, and one of none."""
+        if isinstance(found, Mapping) and not found:
             raise EcoflapError(f"the evaluator {self.evaluator.use} gave no measure; it gives one at least")
         wrong = [found] if not isinstance(found, Mapping) else [name for name in found if not is_text(name)]
         wrong += [] if wrong else [one for one in found.values() if not isinstance(one, Measure)]
@@ -240,9 +241,9 @@ class Evaluation:
 
 def _plain_number(value: Any) -> Any:
     """Give numpy's numbers as Python's; all else as it is."""
-    if isinstance(value, Integral) and not isinstance(value, bool):
-        return int(value)
-    return float(value) if isinstance(value, Real) and not isinstance(value, bool) else value
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
 
 
 def remembered_seals(path: Path) -> dict[str, str]:

@@ -9,7 +9,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ecoflap.core.contracts.answers import is_text, shown
@@ -18,6 +17,7 @@ from ecoflap.core.disk.whole_files import link_or_copy, whole_file
 from ecoflap.core.dtypes import dtype_name
 from ecoflap.core.errors import EcoflapError, FormatError, first_of
 from ecoflap.core.sealing.sealed import Sealed, SealedTensor, open_sealed, with_way_out, write_sealed
+from ecoflap.core.strides import layout_but_dense
 
 DENSE = "dense"
 """The folder of a run that holds the files."""
@@ -43,8 +43,8 @@ def write_remembered(path: Path, evaluator: str, found: Any) -> str:
             f"the evaluator {evaluator}, asked for what to remember, answered with {shown(wrong[0])}; it gives a "
             f"tensor by each name, one at least"
         )
-    kinds = {name: _kind_of(one) for name, one in named.items()}
-    if unkept := [f"{name} is {kind}" for name, kind in kinds.items() if kind]:
+    kinds = {name: layout_but_dense(one) or dtype_name(one.dtype) for name, one in named.items()}
+    if unkept := [f"{name} is {kinds[name]}" for name, one in named.items() if not _is_held(one)]:
         raise EcoflapError(
             f"the evaluator {evaluator}, asked for what to remember, gave what no file holds: {first_of(unkept, 3)}. "
             f"Have it give dense tensors of numbers, as tensor.to_dense() and torch.view_as_real(tensor) are"
@@ -53,11 +53,9 @@ def write_remembered(path: Path, evaluator: str, found: Any) -> str:
     return write_sealed(path, _FORMAT, evaluator, tensors)
 
 
-def _kind_of(tensor: Tensor) -> str:
-    """Say what a tensor is that no file can hold; empty of any other."""
-    if tensor.is_nested or tensor.layout is not torch.strided:
-        return "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
-    return "" if tensor.dtype in NAMES else dtype_name(tensor.dtype)
+def _is_held(tensor: Tensor) -> bool:
+    """Say whether a file can hold a tensor."""
+    return not layout_but_dense(tensor) and tensor.dtype in NAMES
 
 
 class _Remembered(Mapping[str, Tensor]):
