@@ -71,6 +71,8 @@ class SaidElsewhereError(EcoflapError):
 
 LONGEST = 200
 """The most characters of somebody's text that a message repeats."""
+NAMED = 3
+"""How many of many things a message names one by one, where it has no other number of its own."""
 
 
 def cut(text: str) -> str:
@@ -86,7 +88,7 @@ def one_line(error: BaseException) -> str:
         return ""
 
 
-def first_of(names: Sequence[str], most: int) -> str:
+def first_of(names: Sequence[str], most: int = NAMED) -> str:
     """Name the first of several, at most so many, and say how many others there are: ``a, b and 5 more``."""
     return f"{', '.join(names[:most])}{f' and {len(names) - most} more' if len(names) > most else ''}"
 

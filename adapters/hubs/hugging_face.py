@@ -22,9 +22,9 @@ from ecoflap.core.errors import ModelError, RunError, cut, nearest, one_line
 from ecoflap.core.export.surroundings import dtype_argument, save_settings
 from ecoflap.core.model.anatomy import Source
 from ecoflap.core.model.gguf_header import header_read_once
-from ecoflap.core.model.hub import is_reachable
+from ecoflap.core.model.hub import is_reachable, read_hub_id
 from ecoflap.core.model.own_code import not_run
-from ecoflap.core.model.source import check_weights, hub_id, snapshot
+from ecoflap.core.model.source import check_weights, snapshot
 from ecoflap.core.packed.into_model import fill, packed_in, packed_types, without_weights
 
 TEXT_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "tekken.json",
@@ -354,7 +354,7 @@ def _of_other_classes(source: Source) -> Iterator[nn.Module]:
 def _place(source: Source) -> tuple[str, dict[str, Any]]:
     """Give what ``from_pretrained`` is called with."""
     if source.path is None:
-        repository, revision = hub_id(source)
+        repository, revision = read_hub_id(source.name)
         opened = snapshot(source)  # the commit that was planned with, though a branch may have moved since
         commit = opened.name if opened else revision or "main"
         return repository, {"revision": commit, "local_files_only": not is_reachable()}

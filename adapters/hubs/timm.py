@@ -15,8 +15,8 @@ from torch import nn
 from ecoflap.adapters.shared.stored_types import take_types, types_in
 from ecoflap.core.errors import ModelError, nearest
 from ecoflap.core.model.anatomy import Source
-from ecoflap.core.model.hub import asked_once
-from ecoflap.core.model.source import check_weights, hub_id, weight_files
+from ecoflap.core.model.hub import asked_once, read_hub_id
+from ecoflap.core.model.source import check_weights, weight_files
 from ecoflap.core.packed.into_model import fill, packed_in, packed_types, without_weights
 
 PREFIX = "timm:"
@@ -77,7 +77,7 @@ def load_named(source: Source, arguments: Mapping[str, Any], device: str) -> nn.
 def load_stored(source: Source, arguments: Mapping[str, Any], device: str) -> nn.Module:
     """Load a model from timm's hub format, in the types the checkpoint is stored in."""
     if source.path is None:
-        repository, revision = hub_id(source)
+        repository, revision = read_hub_id(source.name)
         place = f"hf-hub:{repository}@{revision}" if revision else f"hf-hub:{repository}"
     else:
         _require_folders()
@@ -222,6 +222,6 @@ def _stored_file(source: Source) -> Path | None:
         return next((file for file in files if file.name == "model.safetensors"), files[0] if files else None)
     from huggingface_hub import try_to_load_from_cache
 
-    repository, revision = hub_id(source)
+    repository, revision = read_hub_id(source.name)
     found = try_to_load_from_cache(repository, "model.safetensors", revision=revision)
     return Path(found) if isinstance(found, str) else None

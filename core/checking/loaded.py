@@ -65,7 +65,7 @@ def why_of_another_type(
     found = {state[name].dtype for name in names if name in state}
     if asked is None or not found or asked in found:
         return None
-    loaded = first_of(sorted(map(dtype_name, found)), 3)
+    loaded = first_of(sorted(map(dtype_name, found)))
     return (
         f"the adapter {adapter} was asked for weights in {dtype_name(asked)} and has loaded them in {loaded}, in "
         f"which they are pruned and saved. Its load should heed the `dtype` it is given"

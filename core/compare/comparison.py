@@ -8,8 +8,9 @@ from pathlib import Path
 from statistics import stdev
 from typing import Any
 
+from ecoflap.core.compare.contents import unlike_contents, without_drawn
 from ecoflap.core.compare.methods import method_names, seeds_of
-from ecoflap.core.record.folder import RunFolder
+from ecoflap.core.record.folder import PRUNED_MODEL, RunFolder
 from ecoflap.core.record.open_run import require_finished
 from ecoflap.core.record.report import RecordedMeasure, RecordedStage, Report, read_report
 from ecoflap.core.record.sweep_list import is_sweep, swept_runs
@@ -26,6 +27,8 @@ class ComparedRun:
 
     :param name: Its folder's name, or the whole path where two have the same.
     :param method: What runs of several seeds and sparsities have in common.
+    :param pruned_model: What tells its pruned model from any other; None where that was not kept.
+    :param contents: What it has read that others have not whose recipe says the same, in eight digits.
     :param taken_over: What another run had found already (``scores``, ``dense evaluation``): the time that this took
         is not among this run's.
     """
@@ -35,6 +38,8 @@ class ComparedRun:
     method: str
     report: Report
     taken_over: tuple[str, ...]
+    contents: Mapping[str, str]
+    pruned_model: Mapping[str, str] | None
 
     @property
     def seed(self) -> int:
@@ -97,6 +102,12 @@ class RunGroup:
         for run in self.runs:
             found.setdefault(run.seeds, []).append(run)
         return list(found.values())
+
+    @property
+    def is_one_model(self) -> bool:
+        """Say whether its seeds all have pruned to the same bits."""
+        first = self.runs[0].pruned_model
+        return len(self.by_seeds) > 1 and bool(first) and all(run.pruned_model == first for run in self.runs)
 
     def values(self, metric: str) -> list[float]:
         """Return a measure of the pruned models, one value for each seed that has it."""
@@ -185,11 +196,13 @@ def compared(paths: Sequence[str | PathLike[str]]) -> Comparison:
         require_finished(unfinished[0])
     folders = [require_finished(folder) for folder in given]
     reports = [read_report(folder.report) for folder in folders]
-    facts = zip(_run_names(list(given)), folders, method_names(list(given.values()), reports), reports, strict=True)
-    runs = [
-        ComparedRun(name, folder.path, method, report, tuple(folder.taken_over()))
-        for name, folder, method, report in facts
-    ]
+    contents = unlike_contents(list(zip(folders, reports, strict=True)))
+    methods = method_names(list(given.values()), reports, list(map(without_drawn, contents)))
+    names, taken_over = _run_names(list(given)), [tuple(folder.taken_over()) for folder in folders]
+    pruned = [folder.read_fingerprints().get(PRUNED_MODEL) for folder in folders]
+    paths = [folder.path for folder in folders]
+    facts = zip(names, paths, methods, reports, taken_over, contents, pruned, strict=True)
+    runs = [ComparedRun(*about) for about in facts]
     return Comparison(tuple(runs), tuple(unfinished))
 
 

@@ -7,17 +7,19 @@ from ecoflap.core.recipe.schema import not_the_method, seed_keys
 from ecoflap.core.record.report import Report
 
 
-def method_names(given: Sequence[str], reports: Sequence[Report]) -> list[str]:
+def method_names(given: Sequence[str], reports: Sequence[Report], contents: Sequence[Mapping[str, str]]) -> list[str]:
     """Return the name of each run's method, so that runs of one name differ in seeds and sparsities alone.
 
     :param given: The names that a sweep gives them; empty where it gives none.
+    :param contents: What runs have read that others of the same recipe have not.
     """
     bases = []
     for name, report in zip(given, reports, strict=True):
         sparsity = report.recipe.sparsity
         pattern = f" {sparsity}" if isinstance(sparsity, str) else ""
         bases.append((name or report.method) + pattern)
-    return distinct_names(bases, [recipe_of_method(report) for report in reports])
+    facts = [recipe_of_method(report) | dict(own) for report, own in zip(reports, contents, strict=True)]
+    return distinct_names(bases, facts)
 
 
 def recipe_of_method(report: Report) -> dict[str, Any]:

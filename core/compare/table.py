@@ -135,6 +135,10 @@ def table_notes(comparison: Comparison) -> Iterator[str]:
         for runs in group.by_seeds:
             if len(runs) > 1:
                 yield f"{same}: {', '.join(run.name for run in runs)}"
+    for group in comparison.groups:
+        if group.is_one_model:
+            names = ", ".join(run.name for run in group.runs)
+            yield f"Of other seeds, and the same model bit for bit, so that ± says nothing: {names}"
     if any(run.taken_over for run in comparison.runs):
         whats = dict.fromkeys(what for run in comparison.runs for what in run.taken_over)
         by_what = "; ".join(f"{what} ({', '.join(_that_took(what, comparison))})" for what in whats)

@@ -170,7 +170,7 @@ def _refuse_others(folder: Path, name: str) -> None:
         own = _unlisted(folder, name)
         if own:
             raise RunError(
-                f"{there} holds what no export has written, {first_of(own, 3)}, and would be replaced with it. Move it "
+                f"{there} holds what no export has written, {first_of(own)}, and would be replaced with it. Move it "
                 f"away, and give the same command again"
             )
         return

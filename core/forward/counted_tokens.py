@@ -10,7 +10,8 @@ from ecoflap.core.errors import ModelError
 from ecoflap.core.forward.capture import Picked
 from ecoflap.core.model.anatomy import Block, Layer
 
-WeightsOf = Callable[[str, int], Shaped[Tensor, "batch tokens"]]
+PerPosition = Callable[[str, int], Shaped[Tensor, "batch tokens"]]
+"""Gives a number for each position of a batch, by a tower's name and the call of its block in one forward."""
 
 
 class CountedTokens:
@@ -19,9 +20,9 @@ class CountedTokens:
     def __init__(self, block: Block) -> None:
         self._block = block
         self._weights: dict[tuple[str, int], Shaped[Tensor, "batch tokens"]] = {}
-        self._weights_of: WeightsOf
+        self._weights_of: PerPosition
 
-    def begin(self, weights_of: WeightsOf) -> None:
+    def begin(self, weights_of: PerPosition) -> None:
         """Begin a new batch, of whose positions a function of tower and call says how much they count."""
         self._weights_of = weights_of
         self._weights.clear()

@@ -8,7 +8,7 @@ from typing import Any
 from weakref import ReferenceType, ref
 
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ecoflap.core.contracts.blame import blaming
@@ -17,7 +17,7 @@ from ecoflap.core.contracts.records import PADDING, Statistics
 from ecoflap.core.errors import ModelError, NotFiniteError
 from ecoflap.core.forward.block_gradient import add_gradients, with_gradients
 from ecoflap.core.forward.capture import Picked
-from ecoflap.core.forward.counted_tokens import CountedTokens, WeightsOf
+from ecoflap.core.forward.counted_tokens import CountedTokens, PerPosition
 from ecoflap.core.forward.nested import map_tensors
 from ecoflap.core.forward.unfed import refuse_unfed
 from ecoflap.core.forward.walk import BlockWatch, Finished
@@ -27,7 +27,6 @@ from ecoflap.core.model.anatomy import Block, Layer
 from ecoflap.core.ranks.ranks import Ranks
 from ecoflap.core.ranks.shares import owners
 
-TokensOf = Callable[[str, int], Shaped[Tensor, "batch tokens"]]
 _Sums = dict[type[Any], Any]
 """Statistics by their type."""
 _Key = tuple[str, str]
@@ -97,7 +96,7 @@ class Observation(BlockWatch):
         self._inputs: dict[int, tuple[ReferenceType[Tensor], str]] = {}
         self._counted = CountedTokens(block)
         self._fed: set[str] = set()  # layers with a real token among their inputs
-        self._tokens_of: TokensOf
+        self._tokens_of: PerPosition
         self._runs_on = device
         self._device = torch.device("cpu")  # where inputs are seen
         self._call = 0  # which call of the block in one forward is being seen
@@ -106,7 +105,7 @@ class Observation(BlockWatch):
         every_position = all(layer.layout in ("batch token", "token batch") for layer in layers)
         self._may_end = block.calls == 1 and every_position and not self._of_gradients
 
-    def begin(self, tokens_of: TokensOf, weights_of: WeightsOf) -> None:
+    def begin(self, tokens_of: PerPosition, weights_of: PerPosition) -> None:
         """Begin a new batch; functions of tower and call say what its positions are and how much each counts."""
         self._tokens_of = tokens_of
         self._counted.begin(weights_of)

@@ -48,7 +48,7 @@ def left_as_given(
         changes = changed_since()
     if changes:
         sentence = f"{who} has left the model, which others look at next, otherwise than it was given"
-        raise ChangedModelError(*refused, f"{sentence}: {first_of(changes, 3)}. {cure}")
+        raise ChangedModelError(*refused, f"{sentence}: {first_of(changes)}. {cure}")
 
 
 def model_watched(

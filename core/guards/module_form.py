@@ -52,7 +52,7 @@ def form_kept(who: str, module: nn.Module, cure: str) -> Iterator[None]:
     yield
     changes = changed_since()
     if changes:
-        raise ModelError(f"{who} left its module otherwise than it was given: {first_of(changes, 3)}. {cure}")
+        raise ModelError(f"{who} left its module otherwise than it was given: {first_of(changes)}. {cure}")
 
 
 def form_watched(module: nn.Module, *, of_buffers: bool = True, hooks_alone: bool = False) -> Callable[[], list[str]]:

@@ -38,7 +38,7 @@ def untouched(who: str, weight: Tensor, seen: Statistics) -> Iterator[None]:
     replaced = [called for called, statistic, name, one in members if getattr(statistic, name, None) is not one]
     if replaced:  # another tensor; what was None or counts is a statistic's own to fill in
         raise ModelError(
-            f"{who} has put something else in the place of {first_of(replaced, 3)}, which others look at next. "
+            f"{who} has put something else in the place of {first_of(replaced)}, which others look at next. "
             f"Have it keep what it makes in a variable of its own"
         )
 
@@ -57,7 +57,7 @@ def unwritten(who: str, given: Mapping[str, Tensor], cure: str, *, counting: boo
     written = written_since()
     if written:
         raise ModelError(
-            f"{who} wrote into {first_of(written, 3)}, which it is given to look at, and others look at next. {cure}"
+            f"{who} wrote into {first_of(written)}, which it is given to look at, and others look at next. {cure}"
         )
 
 

@@ -24,6 +24,17 @@ def parts_of_hub_id(name: str) -> tuple[str, str | None] | None:
     return (match["repository"], match["revision"]) if match else None
 
 
+def read_hub_id(name: str) -> tuple[str, str | None]:
+    """Give repository and revision of a hub id.
+
+    :raises ModelError: Where the name is none.
+    """
+    parts = parts_of_hub_id(name)
+    if parts is None:
+        raise ModelError(f"{name} is not a hub id: one is written org/name or org/name@revision.")
+    return parts
+
+
 def first_on_hub(name: str, files: Sequence[str]) -> Path:
     """Give the first of these files that a repository has, as it lies in the hub's cache.
 
@@ -35,7 +46,7 @@ def first_on_hub(name: str, files: Sequence[str]) -> Path:
     """
     from huggingface_hub import hf_hub_download
 
-    repository, revision = _parts(name)
+    repository, revision = read_hub_id(name)
     problems: list[OSError | ValueError] = []
     for file in files:
         try:
@@ -51,7 +62,7 @@ def cached(name: str, files: Sequence[str]) -> Path | None:
     """Give the folder of a hub id's commit in the cache, where one of the files was read before; else None."""
     from huggingface_hub import try_to_load_from_cache
 
-    repository, revision = _parts(name)
+    repository, revision = read_hub_id(name)
     found = (try_to_load_from_cache(repository, file, revision=revision) for file in files)
     return next((Path(file).parent for file in found if isinstance(file, str)), None)
 
@@ -110,10 +121,3 @@ def _ask(endpoint: str, answers: list[bool]) -> None:
         return
     if status < 500:  # what is above comes from a gateway or a proxy, and the client would try again and again
         answers.append(True)
-
-
-def _parts(name: str) -> tuple[str, str | None]:
-    parts = parts_of_hub_id(name)
-    if parts is None:
-        raise ModelError(f"{name} is not a hub id: one is written org/name or org/name@revision.")
-    return parts

@@ -92,17 +92,6 @@ def is_on_hub(source: Source) -> bool:
     return source.path is None and source.model is None and parts_of_hub_id(source.name) is not None
 
 
-def hub_id(source: Source) -> tuple[str, str | None]:
-    """Give a hub id's repository and revision.
-
-    :raises ModelError: Where the source's name is none.
-    """
-    parts = parts_of_hub_id(source.name)
-    if parts is None or source.path is not None:
-        raise ModelError(f"{source.name} is not a hub id: one is written org/name or org/name@revision.")
-    return parts
-
-
 def snapshot(source: Source) -> Path | None:
     """Give the folder of the hub's cache with what was read of a hub id; its name is the commit. None of others."""
     return cached(source.name, CONFIGS) if is_on_hub(source) else None

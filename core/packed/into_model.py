@@ -127,7 +127,7 @@ def fill(
         setattr(model, ATTRIBUTE, packs.packing)
     left = [name for name, t in chain(model.named_parameters(), model.named_buffers()) if t.is_meta]
     if left:
-        raise ModelError(f"{path}: its model was built without {first_of(left, 3)}, which no packed file holds.")
+        raise ModelError(f"{path}: its model was built without {first_of(left)}, which no packed file holds.")
     _refuse_other_ties(model, path, names)
 
 
@@ -159,7 +159,7 @@ def _refuse_another(model: nn.Module, path: Path, entries: Mapping[str, Entry]) 
     if integers:
         raise ModelError(
             f"{path} holds integers where the model has real numbers, and nothing says what they stand for: "
-            f"{first_of(integers, 3)}."
+            f"{first_of(integers)}."
         )
 
 

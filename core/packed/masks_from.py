@@ -13,7 +13,7 @@ from torch import Tensor
 from ecoflap.core.bits import pack_mask
 from ecoflap.core.disk.whole_files import sha256_of
 from ecoflap.core.dtypes import dtype_name
-from ecoflap.core.errors import FormatError
+from ecoflap.core.errors import NAMED, FormatError
 from ecoflap.core.model.anatomy import part_of
 from ecoflap.core.model.parameter_masks import parameter_and_part
 from ecoflap.core.packed.into_model import is_packed
@@ -23,7 +23,6 @@ from ecoflap.core.sealing.sums import check_listed
 
 _AT_ONCE = 4
 """So many sources are kept in memory, a bit for each weight: towers may have a source each."""
-_NAMED = 3
 """So many tensors that are no masks are named one by one."""
 
 
@@ -141,7 +140,7 @@ def _tensors(file: Path, problems: list[str]) -> Iterator[tuple[str, Tensor]]:
 
 def _called(names: list[str]) -> list[str]:
     """Name tensors that are wrong for one reason; of many, as those of a whole checkpoint are, one for all."""
-    return names if len(names) <= _NAMED else [f"{len(names)} of its tensors are no masks, such as {names[0]}, which"]
+    return names if len(names) <= NAMED else [f"{len(names)} of its tensors are no masks, such as {names[0]}, which"]
 
 
 def _no_mask(tensor: Tensor) -> str | None:

@@ -1,6 +1,7 @@
 """Have a model in memory run from packed weights: its pruned matrices are packed where they are."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -55,25 +56,43 @@ def pack_model(model: nn.Module, values: Values = "exact", embeddings: Values | 
     for where, said in (("values", values), ("embeddings", embeddings)):
         if said not in VALUES and (where, said) != ("embeddings", None):
             raise ModelError(f"{where}: {unknown('way to hold values', str(said), list(VALUES))}")
+    _refuse_unpackable(model)
+    gpus = _gpus_of(model)
+    if not gpus:
+        return _pack_for_cpu(model, begun(values, embeddings))
+    if values == "exact" and embeddings is None:
+        return run_two_four(model)
+    raise ModelError(
+        f"int8 and packed embeddings are multiplied on the CPU, and this model is on {', '.join(gpus)}; there 2:4 "
+        f"matrices run as they are: pack_model(model)"
+    )
+
+
+def _refuse_unpackable(model: Any) -> None:
+    """Refuse what is no model, or one whose layers cannot be replaced by packed ones."""
     if not isinstance(model, nn.Module):
         raise ModelError(f"a model in memory is wanted, and no {type(model).__name__}; load_model reads a folder")
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError("this model is compiled by torch.jit, and its layers cannot be replaced: pack it before that")
     refuse_packed(model)
+
+
+def _gpus_of(model: nn.Module) -> list[str]:
+    """Name the GPUs that a model is on.
+
+    :raises ModelError: Where it is on a device where nothing runs packed.
+    """
     elsewhere = sorted({str(p.device) for p in model.parameters() if p.device.type != "cpu"})
     if any(not one.startswith("cuda") for one in elsewhere):
         raise ModelError(
             f"this model is on {', '.join(elsewhere)}, and packed weights are multiplied on the CPU, or on cuda where "
             f"they are 2:4. Move it there first, by model.to('cpu'); what is on meta has no numbers: load it."
         )
-    if elsewhere and values == "exact" and embeddings is None:
-        return run_two_four(model)
-    if elsewhere:
-        raise ModelError(
-            f"int8 and packed embeddings are multiplied on the CPU, and this model is on {', '.join(elsewhere)}; there "
-            f"2:4 matrices run as they are: pack_model(model)"
-        )
-    packing = begun(values, embeddings)
+    return elsewhere
+
+
+def _pack_for_cpu(model: nn.Module, packing: Packing) -> Packing:
+    """Put packed matrices in the place of all that run so, and note what is packed and what stays dense."""
     candidates = list(_candidates(model, packing))
     arena = arena_of(candidates)
     for candidate in candidates:

@@ -69,7 +69,7 @@ class Packing:
         for name, reason in self.dense.items():
             reasons.setdefault(reason, []).append(name)
         for reason, names in reasons.items():
-            lines.append(f"dense, because {reason}: {first_of(names, 3)}")
+            lines.append(f"dense, because {reason}: {first_of(names)}")
         return "\n".join(lines)
 
     def held(self, is_vocabulary: bool) -> Values:
@@ -241,6 +241,6 @@ def refuse_packed(model: nn.Module) -> None:
     names = [name for name, _ in packed_modules(model)]
     if names:
         raise ModelError(
-            f"the weights of {first_of(names, 3)} are packed already: they can be run and saved, and not "
+            f"the weights of {first_of(names)} are packed already: they can be run and saved, and not "
             f"pruned or packed again. Load the model with weights='dense'."
         )

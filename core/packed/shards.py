@@ -105,7 +105,7 @@ def locate(path: str | os.PathLike[str]) -> Located:
     files = tuple(path.parent / name for name in index.seals)
     missing = [file.name for file in files if not file.is_file()]
     if missing:
-        raise FormatError(f"{path.parent} lacks {len(missing)} of {len(files)} shards: {first_of(missing, 3)}")
+        raise FormatError(f"{path.parent} lacks {len(missing)} of {len(files)} shards: {first_of(missing)}")
     return Located(files, index)
 
 
@@ -218,7 +218,7 @@ def _read(path: Path) -> Index:
     expected = [_name(name, number, count) for number in range(count)]
     # Names are made here and not taken from the file, so that none leads out of the folder.
     if list(index.seals) != expected or not set(index.weight_map.values()) <= set(expected):
-        raise FormatError(f"{path} names other files than its shards, which are {first_of(expected, 3)}")
+        raise FormatError(f"{path} names other files than its shards, which are {first_of(expected)}")
     return index
 
 

@@ -57,7 +57,7 @@ def left_alone(
     ranks.at_first(lambda: shutil.rmtree(folder_of(path), ignore_errors=True))
     raise ModelError(
         f"the scorer {scorer} has left the model otherwise than it was given, so that all that comes after it would be "
-        f"of another one: {first_of(changes, 3)}. {_CURE}"
+        f"of another one: {first_of(changes)}. {_CURE}"
     )
 
 

@@ -64,14 +64,14 @@ def refuse_unheld(model: nn.Module) -> None:
     elsewhere = [name for name, weight in model.named_parameters() if weight.is_meta]
     if elsewhere:
         raise ModelError(
-            f"{first_of(elsewhere, 3)} has no numbers in memory (device meta), as where accelerate has put weights "
+            f"{first_of(elsewhere)} has no numbers in memory (device meta), as where accelerate has put weights "
             f"elsewhere. Load the model on one device; or name its files with model:, and if it is larger than memory "
             f"model.offload: disk"
         )
     odd = [name for name, weight in model.named_parameters() if weight.layout != torch.strided or _overlaps(weight)]
     if odd:
         raise ModelError(
-            f"{first_of(odd, 3)} is sparse, or one number stands for many: no weight of it can be zero by itself. "
+            f"{first_of(odd)} is sparse, or one number stands for many: no weight of it can be zero by itself. "
             f"Make it dense: parameter.data = parameter.data.to_dense().contiguous()"
         )
 
@@ -87,7 +87,7 @@ def refuse_computed(anatomy: Anatomy) -> None:
     ]
     if computed:
         raise ModelError(
-            f"the weight of {first_of(computed, 3)} is computed anew in each forward, as by torch.nn.utils.prune or "
+            f"the weight of {first_of(computed)} is computed anew in each forward, as by torch.nn.utils.prune or "
             f"weight_norm, and zeros in what it is made of would be lost. Make it a weight again first: by "
             f"torch.nn.utils.prune.remove(module, 'weight'), parametrize.remove_parametrizations(module, 'weight'), or "
             f"remove_weight_norm(module)"

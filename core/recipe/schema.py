@@ -144,7 +144,10 @@ class Recipe(Keys):
     _written: WhereWritten = PrivateAttr(default_factory=WhereWritten)
     version: Annotated[Literal[1], Key(method=False)] = Field(description="of this schema")
     seed: Annotated[int, Key(scores=True, method=False)] = Field(
-        0, description="all that is random follows from it: noises, and what calibration draws"
+        0,
+        # What draws samples, random.Random, takes a number and its negative for one.
+        ge=0,
+        description="all that is random follows from it: noises, and what calibration draws",
     )
     model: Annotated[Model, Key(scores=True)] = Field(description="the model to prune")
     calibration: Annotated[CalibrationKeys | None, Key(scores=True)] = Field(

@@ -263,6 +263,15 @@ def measures_of(path: Path, evaluations: Sequence[Evaluation]) -> dict[str, dict
     return found
 
 
+def files_read(path: Path, evaluator: Mapping[str, Any]) -> dict[str, str]:
+    """Give the digests of the files that an evaluator last read, by their paths or parts; empty where it read none.
+
+    :param evaluator: As a recipe writes it in full.
+    """
+    lines = [line for line in read_lines(path, _NEEDS) if line.get("evaluator") == evaluator]
+    return dict(lines[-1].get("files", {})) if lines else {}
+
+
 def digests(part: PartSpec, inside: tuple[str, ...] = ()) -> dict[str, str]:
     """Compute a sha256 over the contents of each file or folder that a part or one inside it is given.
 

@@ -16,7 +16,7 @@ from ecoflap.core.text.strict_yaml import LARGEST, read_yaml
 
 _ANEW = "Restore it, or begin the run anew with --fresh."
 _PRUNED_ANEW = "Restore it; or delete model/ and run the recipe again, which prunes anew by the same plan."
-_SAVED = "pruned model"
+PRUNED_MODEL = "pruned model"
 """The key of the fingerprints with the SHA-256 of what tells this run's pruned model from any other."""
 _UNDO = (
     "Undo the change: a folder keeps the recipe that it was begun with. To run another, copy it to a place of its own "
@@ -194,7 +194,7 @@ class RunFolder:
         :param written: The folder where the model lies until then, with the list of its files.
         """
         saved = {name: sha256_of(path) for name, path in self._saved(written).items()}
-        write_sealed_json(self.fingerprints, {**self.read_fingerprints(), _SAVED: saved})
+        write_sealed_json(self.fingerprints, {**self.read_fingerprints(), PRUNED_MODEL: saved})
 
     def check_model(self) -> None:
         """Refuse a pruned model of which a file is not what was written, or that is another run's, as masks may be.
@@ -202,7 +202,7 @@ class RunFolder:
         Of a run of an earlier version it is not known which list of files is its own.
         """
         check_sums(self.model, _PRUNED_ANEW, required=True)
-        known, there = self.read_fingerprints().get(_SAVED, {}), self._saved(self.model)
+        known, there = self.read_fingerprints().get(PRUNED_MODEL, {}), self._saved(self.model)
         kept = {name: path for name, path in there.items() if name in known and path.is_file()}
         others = [path for name, path in kept.items() if sha256_of(path) != known[name]]
         if others:

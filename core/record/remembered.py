@@ -46,7 +46,7 @@ def write_remembered(path: Path, evaluator: str, found: Any) -> str:
     kinds = {name: layout_but_dense(one) or dtype_name(one.dtype) for name, one in named.items()}
     if unkept := [f"{name} is {kinds[name]}" for name, one in named.items() if not _is_held(one)]:
         raise EcoflapError(
-            f"the evaluator {evaluator}, asked for what to remember, gave what no file holds: {first_of(unkept, 3)}. "
+            f"the evaluator {evaluator}, asked for what to remember, gave what no file holds: {first_of(unkept)}. "
             f"Have it give dense tensors of numbers, as tensor.to_dense() and torch.view_as_real(tensor) are"
         )
     tensors = {name: SealedTensor(one.dtype, tuple(one.shape), one.detach) for name, one in named.items()}

@@ -155,7 +155,7 @@ class TrainedWeights:
         taken = [name for name, one in shown.items() if one.numel() and _place(one) in lying]
         if taken:
             raise ModelError(
-                f"{who} has put {first_of(taken, 3)} in the place of a parameter, so that training would write into "
+                f"{who} has put {first_of(taken)} in the place of a parameter, so that training would write into "
                 f"it, which others look at next. Have it copy the numbers: parameter.data.copy_(…)"
             )
 

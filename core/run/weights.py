@@ -15,12 +15,12 @@ def refuse_broken(model: nn.Module, source: str) -> None:
     missing = [name for name, p in model.named_parameters() if p.is_meta]
     if missing:
         raise ModelError(
-            f"{source}: {first_of(missing, 3)} have no numbers: they are on the meta device as the adapter's `load` "
+            f"{source}: {first_of(missing)} have no numbers: they are on the meta device as the adapter's `load` "
             f"gave the model. It should fill every parameter, and raise where a file has it not"
         )
     broken = [name for name, p in model.named_parameters() if p.is_floating_point() and not is_finite(p.data)]
     if broken:
-        raise ModelError(f"{source}: NaN or infinite weights in {first_of(broken, 3)}. Get the model anew")
+        raise ModelError(f"{source}: NaN or infinite weights in {first_of(broken)}. Get the model anew")
 
 
 def nonzeros(anatomy: Anatomy, names: Container[str]) -> int:

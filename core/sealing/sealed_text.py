@@ -89,9 +89,9 @@ def read_sealed_text(path: Path, way_out: str, refusal: type[EcoflapError] = Run
     return body + form.end
 
 
-def read_sealed_json(path: Path, way_out: str, refusal: type[EcoflapError] = RunError) -> dict[str, Any]:
+def read_sealed_json(path: Path, way_out: str) -> dict[str, Any]:
     """Read a JSON file that holds a mapping, and check every byte of it; see :func:`read_sealed_text`."""
-    return mapping_in(read_sealed_text(path, way_out, refusal), str(path), way_out, refusal)
+    return mapping_in(read_sealed_text(path, way_out), str(path), way_out, RunError)
 
 
 def _seal(body: bytes) -> bytes:

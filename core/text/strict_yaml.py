@@ -153,13 +153,13 @@ def read_yaml(text: str, file: str | Path, error: type[EcoflapError] = RecipeErr
     return document
 
 
-def read_yaml_file(file: str | Path, error: type[EcoflapError] = RecipeError) -> Document:
-    """Read a file that holds a mapping, as :func:`read_yaml` does, or say that it cannot be read."""
+def read_yaml_file(file: str | Path) -> Document:
+    """Read a recipe's file, which holds a mapping, as :func:`read_yaml` does, or say that it cannot be read."""
     try:
         text = read_small_text(file)
     except (OSError, ValueError) as problem:
-        raise error(f"{file} cannot be read: {problem}.") from problem
-    return read_yaml(text, file, error)
+        raise RecipeError(f"{file} cannot be read: {problem}.") from problem
+    return read_yaml(text, file)
 
 
 def read_small_text(file: str | Path) -> str:

@@ -10,9 +10,7 @@ from torch import Tensor, nn
 from ecoflap.core.contracts.blame import sentence_of
 from ecoflap.core.contracts.protocols import PrunedModel
 from ecoflap.core.contracts.records import Provenance
-from ecoflap.core.errors import ModelError
-from ecoflap.core.model.anatomy import Source
-from ecoflap.core.model.source import hub_id
+from ecoflap.core.model.hub import parts_of_hub_id
 from ecoflap.core.pruning.masks import bits_in, popcount, shape_in
 from ecoflap.core.text.numbers import NO_VALUE, with_error
 from ecoflap.core.text.strict_yaml import write_yaml
@@ -92,10 +90,8 @@ def _base(pruned: PrunedModel) -> str:
 
 def _on_hub(base: str) -> str | None:
     """Give the repository of a hub id, which may name a revision; None of anything else."""
-    try:
-        return hub_id(Source(base))[0]
-    except ModelError:
-        return None
+    parts = parts_of_hub_id(base)
+    return parts[0] if parts else None
 
 
 def _front_matter(model: nn.Module, base: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from ecoflap.core.errors import EcoflapError, ModelError, first_of
 from ecoflap.core.packed.bits import nonzeros_pruned
 from ecoflap.core.pruning.masks import bits_in, shape_in
 
-NAMED = 5
+_NAMED = 5
 """How many layers a message names."""
 
 
@@ -58,4 +58,4 @@ def names_once(pruned: PrunedModel) -> list[str]:
 
 def some(names: list[str]) -> str:
     """Name some layers for a message."""
-    return first_of(names, NAMED)
+    return first_of(names, _NAMED)

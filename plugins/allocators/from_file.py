@@ -16,11 +16,9 @@ from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Allocator
 from ecoflap.core.disk.json_files import json_value, read_bytes
-from ecoflap.core.errors import EcoflapError, FormatError, first_of, nearest
+from ecoflap.core.errors import NAMED, EcoflapError, FormatError, first_of, nearest
 from ecoflap.core.sealing.sealed_text import read_sealed_json
 
-NAMED = 3
-"""How many layers that a plan lacks a message names one by one."""
 _WAY_OUT = "Name a plan of this model, or keep their towers whole here, by towers: {NAME: keep}"
 
 
@@ -98,7 +96,7 @@ class FromFile:
         wrong = [name for name, layer in layers.items() if not _is_entry(layer)]
         if wrong:
             raise FormatError(
-                f"{self._file}: of {first_of(wrong, NAMED)} it does not say by whole numbers how many weights there "
+                f"{self._file}: of {first_of(wrong)} it does not say by whole numbers how many weights there "
                 f'are and how many stay: "size": …, "keep": …'
             )
         return layers
@@ -111,7 +109,7 @@ class FromFile:
             found = sorted({str(patterns[name]) for name in names})
             yield (
                 f"{self._file}: it has patterns, {' and '.join(found)} in {len(names)} layers "
-                f"({first_of(names, NAMED)}), and this takes over counts alone. Write the pattern under sparsity: in "
+                f"({first_of(names)}), and this takes over counts alone. Write the pattern under sparsity: in "
                 f"place of allocate:, or of a tower under towers:; or name a copy without its seal and patterns, whose "
                 f"counts are pruned unstructured"
             )
@@ -121,7 +119,7 @@ class FromFile:
         names = sorted(context.beside_layers(pruned))
         if names:
             yield (
-                f"{self._file}: it prunes what is no layer here: {first_of(names, NAMED)}. Name under include: "
+                f"{self._file}: it prunes what is no layer here: {first_of(names)}. Name under include: "
                 f"what may be pruned; or name a copy without its seal and without these"
             )
 
@@ -129,8 +127,8 @@ class FromFile:
         """Say which layers the plan lacks; of many, as a plan of another model does, the first few."""
         if len(missing) > NAMED:
             yield (
-                f"{self._file}: it lacks {len(missing)} layers ({first_of(missing, NAMED)}), and has others "
-                f"({first_of([*layers], NAMED)}). {_WAY_OUT}"
+                f"{self._file}: it lacks {len(missing)} layers ({first_of(missing)}), and has others "
+                f"({first_of([*layers])}). {_WAY_OUT}"
             )
             return
         yield from (f"{self._file}: it has no layer {one!r}.{nearest(one, layers)} {_WAY_OUT}" for one in missing)

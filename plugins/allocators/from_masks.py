@@ -14,11 +14,9 @@ from ecoflap.core.budget.counts import Group
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Allocator
-from ecoflap.core.errors import EcoflapError, FormatError, first_of, nearest
+from ecoflap.core.errors import NAMED, EcoflapError, FormatError, first_of, nearest
 from ecoflap.core.packed.masks_from import NamedMasks, masks_from
 
-NAMED = 3
-"""How many layers without a mask a message names one by one."""
 _WAY_OUT = "Name masks of this model, or add a mask of ones for each layer that is to stay whole"
 
 
@@ -71,8 +69,8 @@ class FromMasks:
         """Say which layers have no mask; of many, as there are with masks of another model, the first few."""
         if len(missing) > NAMED:
             yield (
-                f"{self.path}: it has no mask of {len(missing)} layers ({first_of(missing, NAMED)}), but masks of "
-                f"others ({first_of([*masks.masks], NAMED)}). {_WAY_OUT}"
+                f"{self.path}: it has no mask of {len(missing)} layers ({first_of(missing)}), but masks of "
+                f"others ({first_of([*masks.masks])}). {_WAY_OUT}"
             )
             return
         for layer in missing:

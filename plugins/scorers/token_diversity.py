@@ -51,7 +51,7 @@ class TokenDiversity:
         unseen = [layer.name for _, layer in context.scored.layers() if not _is_seen(layer)]
         if unseen:
             yield (
-                f"it looks at what a layer gives for each token, which of {first_of(unseen, 3)} "
+                f"it looks at what a layer gives for each token, which of {first_of(unseen)} "
                 f"nobody sees. Keep their tower, or take another scorer"
             )
 
@@ -114,7 +114,7 @@ def _outputs(replay: Replay, index: int, number: int, layers: Sequence[Layer]) -
         replay.calls_of(index, number)
     missing = [layer.name for layer in layers if layer.name not in found]
     if missing:
-        raise ModelError(f"the modules of {first_of(missing, 3)} are not called, so that nobody sees their outputs")
+        raise ModelError(f"the modules of {first_of(missing)} are not called, so that nobody sees their outputs")
     return found
 
 

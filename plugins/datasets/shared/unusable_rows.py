@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 
 Skippable: TypeAlias = Literal["missing", "unreadable", "empty"]
 SKIPPABLE: tuple[Skippable, ...] = ("missing", "unreadable", "empty")
-NAMED = 5
+_NAMED = 5
 """How many rows of a kind a sentence names."""
 
 
@@ -69,5 +69,5 @@ class RowTally:
         drawn = self.usable + len(self.refused) + len(self.skipped)
         for kind in dict.fromkeys(kind for kind, _ in rows):
             texts = [text for other, text in rows if other == kind]
-            more = f"; and {len(texts) - NAMED} more" if len(texts) > NAMED else ""
-            yield kind, f"{len(texts)} of {drawn} rows {self.verbs[kind]}: {'; '.join(texts[:NAMED])}{more}"
+            more = f"; and {len(texts) - _NAMED} more" if len(texts) > _NAMED else ""
+            yield kind, f"{len(texts)} of {drawn} rows {self.verbs[kind]}: {'; '.join(texts[:_NAMED])}{more}"

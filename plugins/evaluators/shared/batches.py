@@ -8,7 +8,7 @@ from ecoflap.core.contracts.records import Sample
 from ecoflap.core.errors import DataError, first_of
 
 Thing = TypeVar("Thing")
-NAMED = 5
+_NAMED = 5
 """How many of the samples that lack something a message names."""
 
 
@@ -46,5 +46,5 @@ def _lacking(name: str, found: Sequence[str | None]) -> Iterator[str]:
     """
     for what in dict.fromkeys(filter(None, found)):
         numbers = [str(at) for at, one in enumerate(found) if one == what]
-        which = first_of(numbers, NAMED)
+        which = first_of(numbers, _NAMED)
         yield f"{name}: {len(numbers)} of {len(found)} samples of its data have no {what}: number {which}."

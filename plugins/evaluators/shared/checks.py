@@ -75,6 +75,6 @@ def check_same_classes(name: str, own: Sequence[str] | None, count: int, whose: 
     """
     if own is not None and len(own) != count:
         raise DataError(
-            f"{name}: the data has {len(own)} classes ({first_of(own, 3)}), and {whose} {count}: their numbers "
+            f"{name}: the data has {len(own)} classes ({first_of(own)}), and {whose} {count}: their numbers "
             "mean something else. Give the data the names of all of them."
         )

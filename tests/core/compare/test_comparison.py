@@ -20,6 +20,7 @@ from ecoflap.core.compare.page import comparison_page, refuse_strangers, write_c
 from ecoflap.core.compare.table import markdown, notes, rows, tower_rows
 from ecoflap.core.errors import RunError
 from ecoflap.core.report.drawings import NO_MATPLOTLIB, obstacle
+from ecoflap.core.sealing.sealed_lines import append_line
 from ecoflap.core.sweep.runs import record_runs
 
 pytestmark = pytest.mark.usefixtures("drawing")
@@ -162,6 +163,58 @@ def test_what_else_differs_is_told_but_not_seeds_and_sparsities(made):
     assert list(told) == ["contents of the model"]
     assert sorted(told["contents of the model"].values()) == [["c"], ["d"]]
     assert what_differs(compared(paths[:1])) == {}
+
+
+def evaluated(folder, digest, evaluator):
+    """Write down on which files a run was evaluated."""
+    for stage in ("dense", "pruned"):
+        line = {"stage": stage, "evaluator": evaluator, "files": {"data.text": digest}, "measures": {}}
+        append_line(folder / "evaluations.jsonl", line)
+    return folder
+
+
+def test_no_mean_is_taken_over_other_evaluation_data_of_one_name(made):
+    evaluator = {"use": "perplexity", "data": {"use": "text", "path": "/data/eval.txt", "seed": 0}}
+    runs = [
+        evaluated(made(f"s{seed}", seed=seed, evaluate=[evaluator]), digest, evaluator)
+        for seed, digest in enumerate(["one", "one", "other"])
+    ]
+    like = compared(runs[:2])
+    assert [len(group.runs) for group in like.groups] == [2]
+    assert what_differs(like) == {}
+    unlike = compared(runs)
+    assert [[run.name for run in group.runs] for group in unlike.groups] == [["s0", "s1"], ["s2"]]
+    told = what_differs(unlike)
+    assert list(told) == ["contents of the data of evaluate.0 (perplexity)"]
+    assert sorted(told["contents of the data of evaluate.0 (perplexity)"].values()) == [["s0", "s1"], ["s2"]]
+
+
+def test_other_data_of_other_evaluators_are_nothing_new(made):
+    paths = []
+    for name in ("a", "b"):
+        evaluator = {"use": "perplexity", "data": {"use": "text", "path": f"/data/{name}.txt"}}
+        paths.append(evaluated(made(name, evaluate=[evaluator]), name, evaluator))
+    assert list(what_differs(compared(paths))) == ["evaluate.0.data.path"]
+
+
+def test_no_mean_is_taken_over_other_models_of_one_name(made):
+    runs = [made(f"s{seed}", seed=seed, fingerprints={"model": model}) for seed, model in enumerate("aab")]
+    assert [[run.name for run in group.runs] for group in compared(runs).groups] == [["s0", "s1"], ["s2"]]
+
+
+def test_calibration_data_that_a_seed_draws_make_no_method(made):
+    runs = [made(f"s{seed}", seed=seed, fingerprints={"model": "a", "calibration data": seed}) for seed in range(2)]
+    assert [len(group.runs) for group in compared(runs).groups] == [2]
+
+
+@pytest.mark.parametrize(("models", "is_told"), [("aa", True), ("ab", False), ((None, None), False)])
+def test_seeds_that_change_nothing_are_told(made, models, is_told):
+    runs = [
+        made(f"s{seed}", seed=seed, fingerprints={"model": "m", "pruned model": model and {"masks.safetensors": model}})
+        for seed, model in enumerate(models)
+    ]
+    said = "Of other seeds, and the same model bit for bit, so that ± says nothing: s0, s1"
+    assert (said in list(notes(compared(runs)))) == is_told
 
 
 def test_parts_that_were_exchanged_hide_their_parameters():

@@ -18,10 +18,10 @@ from torch import nn
 from ecoflap.core.disk.reading import ReadError
 from ecoflap.core.errors import FormatError, ModelError
 from ecoflap.core.model.anatomy import Source
+from ecoflap.core.model.hub import read_hub_id
 from ecoflap.core.model.source import (
     check_weights,
     fingerprint,
-    hub_id,
     in_memory,
     open_source,
     weight_bytes,
@@ -140,7 +140,7 @@ def test_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     source = open_source("org/some.name@v1.0", tmp_path)
     assert source == Source("org/some.name@v1.0", config={"model_type": "llama"})
-    assert hub_id(source) == ("org/some.name", "v1.0")
+    assert read_hub_id(source.name) == ("org/some.name", "v1.0")
     assert fingerprint(source, never) == {"commit": "0123abc"}
     assert asked == [("org/some.name", "config.json", "v1.0")] * 2
     check_weights(source)

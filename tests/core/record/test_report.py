@@ -117,7 +117,7 @@ def test_a_method_is_called_alike_whichever_candidate_was_taken(plain, tmp_path,
         names.append(ecoflap.run(recipe, folder=tmp_path / taken.__name__).report)
     assert [report.is_scored for report in names] == [True, False]
     assert {report.method for report in names} == {"zeroth_order → best_of → wanda"}
-    assert len(set(method_names(["", ""], names))) == 1
+    assert len(set(method_names(["", ""], names, [{}, {}]))) == 1
 
 
 def _is_uniform(label):
