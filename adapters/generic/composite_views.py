@@ -13,12 +13,12 @@ from ecoflap.adapters.views.graphs import ran_empty, why_no_graph
 from ecoflap.adapters.views.image_form import CONSTANT, ImageForm
 from ecoflap.adapters.views.images import PIXELS
 from ecoflap.adapters.views.impossible import views_impossible
-from ecoflap.adapters.views.language import language_view, why_no_language, without_text_model
+from ecoflap.adapters.views.language import MODALITIES, language_view, why_no_language, without_text_model
 from ecoflap.adapters.views.seeing import settings_asked, vision_and_all, why_no_vision
 from ecoflap.core.contracts.records import View
 
 OF_TEXT = frozenset({
-    "input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "image_embeds_position_mask",
+    "input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", MODALITIES, "image_embeds_position_mask",
     "cross_attention_mask", "qformer_input_ids", "qformer_attention_mask", "decoder_input_ids",
 })  # fmt: skip
 VIEWS = ("vision", "language", "all")

@@ -25,6 +25,8 @@ FEW = 4
 """How many places an image has at most in the example of a text: there its vectors are like others, and a real image's
 hundreds would only make the example long."""
 BESIDE_STATES = ("input_ids", "attention_mask", TILES)
+MODALITIES = "moe_mm_token_type_ids"
+"""Which tokens are an image's, of a text model that has experts for them (ERNIE 4.5 VL)."""
 
 
 class Reading(nn.Module):
@@ -77,6 +79,10 @@ def why_no_language(form: ImageForm, towers: Sequence[Tower], reads: bool) -> st
     head: Any = getattr(inner, "get_output_embeddings", lambda: None)()
     if head is None or EMBEDS not in signature(inner.forward).parameters:
         return "it takes no vectors in the place of tokens"
+    if MODALITIES in form.takes:
+        return (
+            f"its text model looks in Python at {MODALITIES} for which tokens are an image's, and vectors do not tell"
+        )
     config: Any = form.model.config
     if find(config.get_text_config(), "hidden_size_per_layer_input", int):  # Gemma 4's smaller ones
         return "its text model embeds the tokens for each layer anew, and vectors in their places do not tell them"

@@ -287,9 +287,13 @@ def _make_anonymous(model: Any) -> None:
 
 
 def _things_in(graph: Any) -> Iterator[Any]:
+    from onnx_ir import serde
+
     yield from (graph, *graph.inputs)
     for value in graph.initializers.values():
-        yield from (value, value.const_value)
+        # A constant that torch folded is a message of ONNX, whose doc_string has nothing in it, and cannot be set.
+        is_folded = isinstance(value.const_value, serde.TensorProtoTensor)
+        yield from (value,) if is_folded else (value, value.const_value)
     yield from _nodes_in(graph)
 
 

@@ -108,6 +108,15 @@ def test_of_gemma4_there_is_no_language_by_vectors_alone(exporter: str):
     assert "embeds the tokens for each layer anew" in refused["language"]
 
 
+def test_a_text_model_with_experts_for_images_is_not_told_by_vectors_which_tokens_are_an_images():
+    row = row_of("ernie4_5_vl_moe")
+    model, adapter = row.build(), row.adapter()
+    views, refused = views_of("ernie4_5_vl_moe", model), adapter.views_refused(model, "onnx")  # type: ignore[attr-defined]
+    assert "language" not in views
+    assert "moe_mm_token_type_ids" in refused["language"]
+    assert "moe_mm_token_type_ids" not in views["vision"].inputs, "it is as long as a text"
+
+
 def test_a_model_that_asks_which_tokens_there_are_is_refused_by_the_line_that_asks():
     """A trace would be made without a word, and be wrong of a text with one of the tokens that are asked for."""
     row = row_of("ovis2")

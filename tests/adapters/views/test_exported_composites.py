@@ -41,6 +41,12 @@ def test_onnx_has_what_sees_of_a_qwen(tmp_path: Path):
     assert exported("qwen2_vl", Onnx(views=("vision",)), tmp_path) == ["vision"]
 
 
+def test_onnx_takes_constants_that_torch_has_folded(tmp_path: Path):
+    """They are messages of ONNX, of which no ``doc_string`` can be set."""
+    pytest.importorskip("onnxscript")
+    assert exported("kimi_k25", Onnx(views=("all",)), tmp_path) == ["all"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("exporter", [Onnx, TorchScript])
 @pytest.mark.parametrize("name", COMPOSITES)
