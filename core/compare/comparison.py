@@ -27,10 +27,9 @@ class ComparedRun:
 
     :param name: Its folder's name, or the whole path where two have the same.
     :param method: What runs of several seeds and sparsities have in common.
-    :param pruned_model: What tells its pruned model from any other; None where that was not kept.
-    :param contents: What it has read that others have not whose recipe says the same, in eight digits.
     :param taken_over: What another run had found already (``scores``, ``dense evaluation``): the time that this took
         is not among this run's.
+    :param contents: What it has read that others have not whose recipe says the same, in eight digits.
     """
 
     name: str
@@ -39,7 +38,6 @@ class ComparedRun:
     report: Report
     taken_over: tuple[str, ...]
     contents: Mapping[str, str]
-    pruned_model: Mapping[str, str] | None
 
     @property
     def seed(self) -> int:
@@ -70,6 +68,11 @@ class ComparedRun:
     def pruned(self) -> Mapping[str, RecordedMeasure]:
         """Give the pruned model's measures by name."""
         return self.report.measures.pruned
+
+    @cached_property
+    def pruned_model(self) -> Mapping[str, str] | None:
+        """Give what tells its pruned model from any other; None where that was not kept."""
+        return RunFolder(self.folder).read_fingerprints().get(PRUNED_MODEL)
 
     @cached_property
     def stages(self) -> tuple[RecordedStage, ...]:
@@ -198,11 +201,11 @@ def compared(paths: Sequence[str | PathLike[str]]) -> Comparison:
     reports = [read_report(folder.report) for folder in folders]
     contents = unlike_contents(list(zip(folders, reports, strict=True)))
     methods = method_names(list(given.values()), reports, list(map(without_drawn, contents)))
-    names, taken_over = _run_names(list(given)), [tuple(folder.taken_over()) for folder in folders]
-    pruned = [folder.read_fingerprints().get(PRUNED_MODEL) for folder in folders]
-    paths = [folder.path for folder in folders]
-    facts = zip(names, paths, methods, reports, taken_over, contents, pruned, strict=True)
-    runs = [ComparedRun(*about) for about in facts]
+    facts = zip(_run_names(list(given)), folders, methods, reports, contents, strict=True)
+    runs = [
+        ComparedRun(name, folder.path, method, report, tuple(folder.taken_over()), own)
+        for name, folder, method, report, own in facts
+    ]
     return Comparison(tuple(runs), tuple(unfinished))
 
 
