@@ -1,10 +1,12 @@
 """Make the views of a model that reads images in a text, by how it was taken apart, and say which it lacks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ecoflap.adapters.generic.watching.examples import ROWS, a_word, image_token
 from ecoflap.adapters.generic.watching.taken_apart import SeenBlock, TakenApart
@@ -60,18 +62,18 @@ def image_form(model: nn.Module, inputs: Mapping[str, Tensor]) -> ImageForm:
     :param inputs: What it was seen to run on, so many images and texts as there are rows.
     """
     row = {name: value[: len(value) // ROWS] for name, value in inputs.items() if name not in OF_TEXT}
-    gives_each = _gives_each(model, inputs[PIXELS])
+    gives_each, loops = _looks(model, inputs[PIXELS])
     if gives_each:  # it asks for no size of an image that it was made for
         row.pop(SIZES, None)
     token = image_token(model.config) or a_word(model.config)
     marks = inputs.get("image_embeds_position_mask", inputs["input_ids"] == token)
-    one_by_one = row[PIXELS].ndim == 4 and gives_each is not False and not set(row) & set(CONSTANT)
+    alike = row[PIXELS].ndim == 4 and gives_each is not False and not set(row) & set(CONSTANT)
     return ImageForm(
         model,
         {PIXELS: row.pop(PIXELS), **row},
         places=int(marks[0].sum()),
         token=token,
-        any_number=one_by_one or RATIOS in row,
+        any_number=RATIOS in row or (alike and not loops),
     )
 
 
@@ -88,9 +90,35 @@ class _Looking(nn.Module):
         return len(getattr(made, "pooler_output", made))
 
 
-def _gives_each(model: nn.Module, pixels: Tensor) -> bool | None:
-    """Say whether a model makes vectors of each image, of pixels alone; None where it does not say."""
+class _Counting(TorchFunctionMode):
+    """Counts the functions of torch that are called."""
+
+    calls = 0
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        self.calls += 1
+        return func(*args, **(kwargs or {}))
+
+
+def _looks(model: nn.Module, pixels: Tensor) -> tuple[bool | None, bool]:
+    """Say how a model looks at images, of pixels alone.
+
+    :return: Whether it makes vectors of each, None where it does not say; and whether it does more for more images, as
+        in a loop, of which a graph would hold as many turns as its example has images.
+    """
+    seen: list[tuple[int, int]] = []
+    with suppress(Exception):
+        for some in (pixels, torch.cat([pixels, pixels])):
+            seen.append(_looked(model, some))
+    gives_each = seen[0][0] == ROWS if seen else None
+    return gives_each, len(seen) > 1 and seen[1][1] > seen[0][1]
+
+
+def _looked(model: nn.Module, pixels: Tensor) -> tuple[int, int]:
+    """Run what looks at images without computing: how many parts it gives, and of how many functions it makes them."""
     like = next(one for one in model.parameters() if one.is_floating_point())
-    with lent_weights(model), suppress(Exception):
-        return bool(ran_empty(_Looking(model), pixels.to(like.dtype)) == ROWS)
-    return None
+    with lent_weights(model), _Counting() as counting:
+        parts: int = ran_empty(_Looking(model), pixels.to(like.dtype))
+    return parts, counting.calls

@@ -14,7 +14,7 @@ from ecoflap.adapters.generic.wording import is_unknown, is_written_in, placehol
 from ecoflap.adapters.shared.images import images_of
 from ecoflap.adapters.shared.losses import IGNORED
 from ecoflap.adapters.shared.members import member
-from ecoflap.adapters.shared.texts import check_tokens
+from ecoflap.adapters.shared.texts import check_tokens, left_as_it_was
 from ecoflap.core.contracts.records import Batch, Sample
 from ecoflap.core.errors import DataError, one_line
 
@@ -65,7 +65,7 @@ def _made(processor: Any, **arguments: Any) -> dict[str, Any]:
         raise DataError(f"the {type(tokenizer).__name__} has no padding token: set its pad_token.")
     before, tokenizer.padding_side = tokenizer.padding_side, arguments["padding_side"]  # some look at this alone
     try:
-        with warnings.catch_warnings():
+        with left_as_it_was(tokenizer), warnings.catch_warnings():
             # some of transformers' processors make arrays of tensors, of which numpy 2 warns
             warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
             return dict(processor(**arguments, return_tensors="pt", padding=True))

@@ -1,6 +1,7 @@
 """Make token ids of texts: rows of unequal lengths in one tensor, and the texts of image-text pairs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -110,20 +111,31 @@ def check_tokens(
 
 
 def _tokenised(tokenizer: Any, texts: Sequence[str], limit: int) -> list[list[int]]:
-    """Tokenise texts, and leave the tokenizer as it was.
+    with left_as_it_was(tokenizer):
+        cut = {} if limit >= NO_LIMIT else {"truncation": True, "max_length": limit}
+        return list(tokenizer(texts, **cut).input_ids)
 
-    A fast tokenizer keeps the length that it was last asked to cut texts to, and would write it beside the model.
+
+@contextmanager
+def left_as_it_was(tokenizer: Any) -> Iterator[None]:
+    """Have a tokenizer cut and pad afterwards as it did before.
+
+    A fast one keeps how it was last asked to, and would write that beside the model.
     """
-    if limit >= NO_LIMIT:
-        return list(tokenizer(texts).input_ids)
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
-    before = None if backend is None else backend.truncation
-    found = list(tokenizer(texts, truncation=True, max_length=limit).input_ids)
-    if backend is not None:
+    if backend is None:
+        yield
+        return
+    truncation, padding = backend.truncation, backend.padding
+    try:
+        yield
+    finally:
         backend.no_truncation()
-        if before is not None:
-            backend.enable_truncation(**before)
-    return found
+        backend.no_padding()
+        if truncation is not None:
+            backend.enable_truncation(**truncation)
+        if padding is not None:
+            backend.enable_padding(**padding)
 
 
 def padding_token(tokenizer: Any) -> int:

@@ -15,6 +15,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 Function = Callable[..., Any]
 SIZED = ("__getitem__", "view", "reshape", "expand")
 """Functions that take sizes."""
+PUTTING = ("scatter", "scatter_")
+"""Functions that put one value into places."""
 
 
 class ComputedAtOnce(TorchFunctionMode):
@@ -23,7 +25,8 @@ class ComputedAtOnce(TorchFunctionMode):
     A model looks in Python at the grid or the size of an image: how many vectors it makes of it, and where they stand.
     While torch makes a graph no tensor has a value in Python, not even one that is written down in the code. Two
     things that say nothing of the result are left out, as ONNX knows neither: a check whether all of a mask is true,
-    and a squeeze of an axis that is longer than 1. A difference is written as a sum, for the same reason.
+    and a squeeze of an axis that is longer than 1. A difference is written as a sum, for the same reason, and what is
+    put into places of a mask as a number, because a trace has no truth to put there.
     """
 
     def __torch_function__(
@@ -36,6 +39,9 @@ class ComputedAtOnce(TorchFunctionMode):
             return args[0]
         if name in ("rsub", "__rsub__"):
             return args[1] + -args[0]
+        if name in PUTTING:
+            args = [int(one) if isinstance(one, bool) else one for one in args]
+            given = {key: int(one) if isinstance(one, bool) else one for key, one in given.items()}
         if name in SIZED and torch._C._get_tracing_state() is None:
             args = (args[0], *pytree.tree_map(_as_number, tuple(args[1:])))
         if any(_is_of_an_input(one) for one in pytree.tree_leaves((args, given))):

@@ -27,6 +27,9 @@ hundreds would only make the example long."""
 BESIDE_STATES = ("input_ids", "attention_mask", TILES)
 MODALITIES = "moe_mm_token_type_ids"
 """Which tokens are an image's, of a text model that has experts for them (ERNIE 4.5 VL)."""
+COUNTS = "create_position_ids_from_inputs_embeds"
+"""Counts the positions of a text in embeddings as fairseq has them, which are one for all padding, and go on from it
+with the first word. Of vectors it cannot tell which are padding, and counts all."""
 
 
 class Reading(nn.Module):
@@ -35,9 +38,14 @@ class Reading(nn.Module):
     def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
         self.model, self.names = model, tuple(names)
+        counting: list[Any] = [one for one in model.modules() if hasattr(one, COUNTS)]
+        self.padding: int | None = counting[0].padding_idx if counting and EMBEDS in names else None
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor]:
         given: dict[str, Any] = dict(zip(self.names, inputs, strict=True))
+        if self.padding is not None:
+            mask = given["attention_mask"]
+            given["position_ids"] = mask.cumsum(1) * mask + self.padding
         if {"use_cache", "kwargs"} & set(signature(self.model.forward).parameters):
             given["use_cache"] = False
         with experts_in_one_product(self.model), broadcast_masks(), ComputedAtOnce():

@@ -21,24 +21,27 @@ from ecoflap.core.model.anatomy import Tower
 
 LOOKS = "get_image_features"
 PACKS = "pack_image_features"
+INDICATORS = "visual_indicator_features"
+"""The vectors of tokens that a processor puts around an image, of a model in which they are no words' (Ovis 2)."""
 
 
 class Vectors(nn.Module):
-    """Gives the vectors that a text model reads in the places of an image."""
+    """Gives the vectors that a text model reads in the places of an image, and in those of its indicator tokens."""
 
     def __init__(self, model: nn.Module, form: ImageForm, names: Sequence[str]) -> None:
         super().__init__()
         self.model, self.form, self.names = model, form, tuple(names)
 
-    def forward(self, *inputs: Tensor) -> tuple[Tensor]:
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         get: Any = member(self.model, LOOKS)
         rows = inputs[0].shape[0] if self.form.any_number else 1
         with looking(self.form):
             named = dict(zip(self.names, inputs, strict=True))
             made = get(**named, **settings_asked(self.model), **_constants(get, self.form, inputs[0]))
+        indicators = (getattr(made, INDICATORS),) if _has_indicators(self.form) else ()
         made = getattr(made, "pooler_output", made)
         vectors = torch.cat(list(made)) if isinstance(made, list | tuple) else made
-        return (vectors.reshape(rows, -1, vectors.shape[-1]),)
+        return (vectors.reshape(rows, -1, vectors.shape[-1]), *indicators)
 
 
 class Tiles(nn.Module):
@@ -83,9 +86,8 @@ def vision_and_all(form: ImageForm, sees: nn.Module) -> Iterator[View]:
     elif hasattr(sees, LOOKS):
         asked = [name for name in texts if name in signature(member(sees, LOOKS)).parameters]
         axes = {**images, **{name: texts[name] for name in asked}}
-        yield view("vision", Vectors(sees, form, list(axes)), lambda example: _named(form, example, axes), (
-            "image_embeds",
-        ), axes)  # fmt: skip
+        made = ("image_embeds", "indicator_embeds") if _has_indicators(form) else ("image_embeds",)
+        yield view("vision", Vectors(sees, form, list(axes)), lambda example: _named(form, example, axes), made, axes)
     axes_of_all = {**images, **texts}
     yield view("all", Whole(form, list(axes_of_all)), lambda example: _named(form, example, axes_of_all), (
         "logits",
@@ -135,6 +137,10 @@ def looking_alike(model: nn.Module, form: ImageForm) -> nn.Module:
 def _looked(form: ImageForm, looks: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     with looking(form):
         return looks(*args, **kwargs)
+
+
+def _has_indicators(form: ImageForm) -> bool:
+    return hasattr(form.model.config, "visual_indicator_token_ids")
 
 
 def _named(form: ImageForm, example: Any, names: Any) -> dict[str, Tensor]:

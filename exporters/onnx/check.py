@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ecoflap.core.contracts.records import Check, StoredTensor, View
-from ecoflap.core.errors import ModelError
+from ecoflap.core.errors import ModelError, one_line
 from ecoflap.core.kernel.library_file import why_library_absent
 from ecoflap.exporters.onnx.dense import write_apart
 from ecoflap.exporters.onnx.forms.bitmask import BITMASK
@@ -93,10 +93,7 @@ def check_view(
     :param folder: Where weights may lie while the file is run; None where memory takes them.
     :raises ModelError: Where an output is out of its tolerance, or onnxruntime cannot run the file.
     """
-    import onnx
-
-    # ONNX cannot tell the shapes of a graph with sparse initializers.
-    onnx.checker.check_model(str(path), full_check=settings.storage.weights != COO)
+    _check_rules(path, view, settings)
     ways = _runtimes(path, view, stored, folder)
     with ExitStack() as stack:
         if computed.rounded is not None and ALONE not in ways:  # kernels, which round x, are no proof of an order
@@ -105,6 +102,19 @@ def check_view(
         found = [_checked(path.name, view, computed, settings, runtime, opened()) for runtime, opened in ways.items()]
     rounding = [one.rounding for one in found if one.rounding is not None]
     return Checked(tuple(check for one in found for check in one.checks), max(rounding, default=None))
+
+
+def _check_rules(path: Path, view: View, settings: Settings) -> None:
+    import onnx
+
+    try:
+        # ONNX cannot tell the shapes of a graph with sparse initializers.
+        onnx.checker.check_model(str(path), full_check=settings.storage.weights != COO)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ModelError(
+            f"view {view.name!r}: what torch {torch.__version__} wrote is against the rules of ONNX: "
+            f"{one_line(error)[:300]}. Export other views, or use the exporter torchscript or safetensors."
+        ) from error
 
 
 def _checked(file: str, view: View, computed: Computed, settings: Settings, runtime: str, session: Any) -> Checked:

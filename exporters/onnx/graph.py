@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ecoflap.core.contracts.records import View
 from ecoflap.core.errors import ModelError
-from ecoflap.exporters.onnx.sixteen_bits import compute_in_float32
+from ecoflap.exporters.onnx.allowed_types import compute_in_float32, index_by_int64
 
 IR_VERSION = 10  # what onnxruntime reads since 1.20
 TRANSPOSED = ".transposed"
@@ -69,6 +69,7 @@ def graph_of(view: View, inputs: Mapping[str, Tensor], names: Mapping[int, str],
     compute_in_float32(model.graph)
     matrices, others = _named(module, names)
     found, transposed, lost = _optimised(model, matrices)
+    index_by_int64(model.graph)  # of which the types are known now
     _rename(model.graph, others)
     _make_anonymous(model)
     return Graph(model, found, transposed, lost)

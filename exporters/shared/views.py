@@ -81,27 +81,41 @@ def export_views(
     *,
     by_way_of: str | None = None,
 ) -> Exported:
-    """Write each view that is wanted, in the adapter's order; where one fails, no file of the others is left.
+    """Write each view that is wanted, in the adapter's order.
+
+    Where one that is named fails, no file of the others is left. Where all are asked for, those are kept that can be
+    written: what one of them fails for is known only once it is tried, behind all pruning.
 
     :param wanted: Their names; None asks for all that the exporter can write.
     :param exporter: The name of the exporter.
     :param write: Writes the files of one view.
     :param by_way_of: The name of another exporter whose files these are made of, so that it cannot write what that one
         cannot.
-    :raises ModelError: Where the adapter has none, or lacks one that is wanted.
+    :raises ModelError: Where the adapter has none, lacks one that is wanted, or none can be written.
     """
     written: list[Exported] = []
+    failed: dict[str, tuple[str, ...]] = {}  # what is said, and no error: its traceback would hold the view's graph
     with blaming(f"the adapter {type(pruned.adapter).__name__}, asked which views cannot be exported,"):
         refused = options_of(AdapterOptions, pruned.adapter).views_refused(pruned.model, by_way_of or exporter)
     try:
-        for view in _chosen(pruned, wanted, refused, exporter):
-            written.append(write(view))
+        chosen = _chosen(pruned, wanted, refused, exporter)
+        for view in chosen:
+            try:
+                written.append(write(view))
+            except ModelError as error:
+                if wanted is not None or len(chosen) == 1:
+                    raise
+                failed[view.name] = error.problems
+        if not written:
+            raise ModelError(*(problem for problems in failed.values() for problem in problems))
     except BaseException:
         for file in (file for one in written for file in one.files):
             file.unlink(missing_ok=True)
         raise
+    left_out = {name: f"it could not be written: {' '.join(problems)}" for name, problems in failed.items()}
+    left_out |= refused if wanted is None else {}
     together = _together(written)
-    return replace(together, notes=(*together.notes, *_notes(refused))) if wanted is None else together
+    return replace(together, notes=(*together.notes, *_notes(left_out)))
 
 
 def _chosen(pruned: PrunedModel, wanted: Sequence[str] | None, refused: Mapping[str, str], exporter: str) -> list[View]:

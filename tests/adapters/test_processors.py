@@ -40,3 +40,19 @@ def check_same(one: Any, other: Any) -> None:
     assert one.keys() == other.keys()
     for name, value in one.items():
         assert torch.equal(value, other[name]) if isinstance(value, Tensor) else value == other[name], name
+
+
+PADDING = sorted({"llava", "qwen2_vl", "paligemma", "florence2", "t5gemma2", "idefics3"} & GENERIC_ROWS.keys())
+
+
+@pytest.mark.parametrize("name", PADDING)
+def test_a_tokenizer_is_saved_as_it_came(name: str, tmp_path: Path):
+    """A fast one keeps how it padded last, and would pad every text of a reader's to the length of our batches."""
+    row = GENERIC_ROWS[name]
+    model, adapter = row.build(), row.adapter()
+    adapter.save(model, tmp_path / "before")
+    batch = adapter.collate(model, row.samples(2))
+    assert any(isinstance(value, Tensor) for value in batch.values())
+    adapter.save(model, tmp_path / "after")
+    before, after = (tmp_path / when / "tokenizer.json" for when in ("before", "after"))
+    assert after.read_text("utf-8") == before.read_text("utf-8")

@@ -40,6 +40,16 @@ class Turning(nn.Module):
         return (torch.polar(torch.ones_like(angles), angles).real,)
 
 
+class Marking(nn.Module):
+    """Marks places by their numbers, as a sparse attention does what it chose."""
+
+    def forward(self, places: Tensor) -> tuple[Tensor]:
+        with ComputedAtOnce():
+            none = torch.zeros(places.shape[0], 9, dtype=torch.bool)
+            some = none.scatter(1, places, True)
+            return (some.scatter_(dim=1, index=places[:, :1] + 1, value=False),)
+
+
 def view(module: nn.Module, example: Tensor) -> View:
     return View("all", module, {"one": example}, {"one": example}, ("made",), {})
 
@@ -51,6 +61,16 @@ def test_a_graph_is_made_of_what_looks_at_a_grid():
     program = torch.export.export(Grid(), (pixels,), strict=False)
     torch.testing.assert_close(program.module()(pixels)[0], expected)
     assert why_no_graph(view(Grid(), pixels), "onnx") is None
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_trace_marks_places_with_numbers():
+    places = torch.tensor([[1, 4], [0, 7]])
+    (expected,) = Marking()(places)
+    assert expected.nonzero().tolist() == [[0, 1], [0, 4], [1, 0], [1, 7]]
+    traced = torch.jit.trace(Marking(), (places,))
+    other = places.flip(0) + 1
+    assert torch.equal(traced(other)[0], Marking()(other)[0])
 
 
 def test_what_looks_at_an_input_is_named():

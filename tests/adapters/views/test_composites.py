@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from exported import planned
-from pico_words import BEGIN, POISON
+from pico_words import BEGIN, PAD, POISON
 from table import row_of
 from torch import Tensor
 from transformers_version import is_before
@@ -28,10 +28,13 @@ def views_of(name: str, model: Any) -> Mapping[str, View]:
 
 
 def read(view: View, which: str) -> dict[str, Tensor]:
-    """The inputs of an example without padding in the middle of a text, which positions would be counted without."""
+    """The inputs of an example that has padding where its mask says so alone: positions may be counted without it."""
     inputs = dict(getattr(view, which))
-    ids = inputs.get("input_ids")
-    return inputs if ids is None else {**inputs, "input_ids": torch.where(ids <= BEGIN, POISON, ids)}
+    ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+    if ids is None:
+        return inputs
+    words = torch.where(ids <= BEGIN, POISON, ids)
+    return {**inputs, "input_ids": words if mask is None else torch.where(mask == 0, PAD, words)}
 
 
 def by_the_model(model: Any, inputs: Mapping[str, Tensor], constants: Mapping[str, Any]) -> Tensor:
@@ -46,14 +49,17 @@ def by_the_model(model: Any, inputs: Mapping[str, Tensor], constants: Mapping[st
 
 
 def by_the_parts(model: Any, views: Mapping[str, View], inputs: Mapping[str, Tensor], token: int) -> Tensor:
-    """The logits of ``language``, which reads what ``vision`` made in the places of ``token``."""
+    """The logits of ``language``, which reads what ``vision`` made in the places of ``token`` and of Ovis 2's."""
     vision, language = views["vision"], views["language"]
     with torch.no_grad():
-        (vectors,) = vision.module(*(inputs[name] for name in vision.inputs))
+        vectors, *indicators = vision.module(*(inputs[name] for name in vision.inputs))
         given = {**inputs, "cross_attention_states": vectors}
         if "inputs_embeds" in language.inputs:
             embedded = model.get_input_embeddings()(inputs["input_ids"]).clone()
             embedded[inputs["input_ids"] == token] = vectors.reshape(-1, vectors.shape[-1])
+            for made in indicators:
+                for one, vector in zip(model.config.visual_indicator_token_ids, made, strict=True):
+                    embedded[inputs["input_ids"] == one] = vector
             given["inputs_embeds"] = embedded
         (logits,) = language.module(*(given[name] for name in language.inputs))
     return logits  # type: ignore[no-any-return]
@@ -81,6 +87,43 @@ def test_parts_and_whole_give_what_the_model_gives(name: str):
         assert float(expected.std()) > 1e-3
         changed = by_the_model(model, {**inputs, "pixel_values": inputs["pixel_values"].flip(-1)}, form.constants)
         assert float((changed - expected).abs().max()) > 1e-4, "what it says depends on the image"
+
+
+def padded_on_the_left(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same texts with their padding before them."""
+    lacks = (inputs["attention_mask"] == 0).sum(1).tolist()
+
+    def moved(one: Tensor) -> Tensor:
+        return torch.stack([row.roll(by) for row, by in zip(one, lacks, strict=True)])
+
+    shape = inputs["attention_mask"].shape
+    return {name: moved(one) if one.shape == shape else one for name, one in inputs.items()}
+
+
+def test_of_ovis2_vision_gives_the_vectors_of_its_indicator_tokens_too():
+    model = row_of("ovis2").build()
+    views = views_of("ovis2", model)
+    form, tokens = views["all"].module.form, model.config.visual_indicator_token_ids
+    assert views["vision"].outputs == ("image_embeds", "indicator_embeds")
+    inputs = read(views["all"], "inputs")
+    inputs["input_ids"][:, 0], inputs["input_ids"][:, 1] = tokens[0], tokens[3]
+    expected = by_the_model(model, inputs, form.constants)  # type: ignore[union-attr, arg-type]
+    parts = by_the_parts(model, views, inputs, form.token)  # type: ignore[union-attr, arg-type]
+    torch.testing.assert_close(parts, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted({"llava", "gemma3", "kosmos2"} - BLIND))
+def test_padding_before_a_text_is_not_counted(name: str):
+    """Kosmos-2 counts the words of a text without it, and of vectors cannot tell which are words."""
+    model = row_of(name).build()
+    views = views_of(name, model)
+    form: Any = views["all"].module.form
+    inputs = padded_on_the_left(read(views["all"], "other"))
+    is_word = inputs["attention_mask"] == 1
+    assert not bool(is_word[:, 0].all()), "there is some"
+    expected = by_the_model(model, inputs, form.constants)
+    parts = by_the_parts(model, views, inputs, form.token)
+    torch.testing.assert_close(parts[is_word], expected[is_word], rtol=1e-5, atol=1e-5)
 
 
 def test_of_qwen3_vl_there_is_the_whole_alone_with_the_reason():

@@ -419,7 +419,7 @@ def test_out_of_tolerance_is_refused_and_removed(tmp_path):
         ModelError,
         match=r"text\.onnx: output '(logits|hidden)' in onnxruntime .* from the model's.* The file was removed",
     ):
-        export(Onnx(tolerance=0.0), model, masks, tmp_path)
+        export(Onnx(views=("text",), tolerance=0.0), model, masks, tmp_path)
     assert list(tmp_path.iterdir()) == []
     assert same(before, bits(model))
 
@@ -477,7 +477,10 @@ def test_what_torch_cannot_export(tmp_path):
     model, masks = toy()
     before = bits(model)
     with pytest.raises(ModelError, match="view 'text': torch cannot export it to ONNX: RuntimeError: not today"):
-        export(Onnx(), model, masks, tmp_path, Family(Stubborn))
+        export(Onnx(views=("text",)), model, masks, tmp_path, Family(Stubborn))
+    written = export(Onnx(), model, masks, tmp_path, Family(Stubborn))  # without a name: what can be written
+    assert [file.name for file in written.files] == ["up.onnx"]
+    assert any("the view text is left out" in note and "not today" in note for note in written.notes)
     assert same(before, bits(model))
 
 

@@ -76,9 +76,40 @@ def test_views_are_written_in_the_order_of_the_adapter(write, tmp_path: Path):
     assert [file.name for file in written.files] == ["vision.bin", "text.bin"]
 
 
-def test_where_one_fails_none_is_left(write, tmp_path: Path):
+def test_where_one_that_is_named_fails_none_is_left(write, tmp_path: Path):
+    names = ("vision", "broken", "text")
     with pytest.raises(ModelError, match="this view is broken"):
-        export_views(pruned(Views("vision", "broken", "text")), None, "onnx", write)
+        export_views(pruned(Views(*names)), names, "onnx", write)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_all_those_that_can_be_written_are_kept(write, tmp_path: Path):
+    """What a view fails for may be known only behind all pruning, and is no reason to go without the others."""
+    written = export_views(pruned(Views("vision", "broken", "text")), None, "onnx", write)
+    assert [file.name for file in written.files] == ["vision.bin", "text.bin"]
+    assert written.notes[-1] == "the view broken is left out, because it could not be written: this view is broken"
+
+
+def test_where_none_can_be_written_each_reason_is_said(tmp_path: Path):
+    def write(view: View) -> Exported:
+        raise ModelError(f"{view.name} is broken")
+
+    with pytest.raises(ModelError) as raised:
+        export_views(pruned(Views("vision", "text")), None, "onnx", write)
+    assert raised.value.problems == ("vision is broken", "text is broken")
+
+
+def test_what_is_no_problem_of_a_view_ends_the_export(tmp_path: Path):
+    """A disk that is full, say: then no file of the others is left."""
+
+    def write(view: View) -> Exported:
+        if view.name == "text":
+            raise OSError("no space left")
+        (tmp_path / "vision.bin").touch()
+        return Exported((tmp_path / "vision.bin",), (), (), 0, ())
+
+    with pytest.raises(OSError, match="no space left"):
+        export_views(pruned(Views("vision", "text")), None, "onnx", write)
     assert list(tmp_path.iterdir()) == []
 
 

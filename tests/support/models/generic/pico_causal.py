@@ -48,9 +48,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "qwen2_moe": {"num_experts": 4, **EXPERTS, "shared_expert_intermediate_size": 32},
     "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
     "deepseek_v3": {"n_routed_experts": 4, "n_group": 2, "topk_group": 1, **EXPERTS, **HEADS},
-    "deepseek_v4": {
+    "deepseek_v4": {  # so many heads that no two windows score the same, of which each runtime takes others
         "n_routed_experts": 4, "q_lora_rank": 16, "num_key_value_heads": 1, "o_groups": 2, "o_lora_rank": 8,
-        "index_n_heads": 2, "index_head_dim": 8, "index_topk": 2, "sliding_window": 8, **EXPERTS,
+        "index_n_heads": 16, "index_head_dim": 8, "index_topk": 2, "sliding_window": 8, **EXPERTS,
         "layer_types": ["compressed_sparse_attention", "heavily_compressed_attention"],
         "compress_rates": {"compressed_sparse_attention": 2, "heavily_compressed_attention": 3},
         "mlp_layer_types": ["hash_moe", "moe"],

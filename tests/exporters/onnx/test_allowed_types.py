@@ -1,4 +1,4 @@
-"""What a model computes in bfloat16 by itself is in the file to the bit, where onnxruntime has no such arithmetic."""
+"""What a model computes in types that ONNX or onnxruntime lacks is in the file to the bit: bfloat16, int32 indices."""
 
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,19 @@ class Bounded(nn.Module):
         bias = torch.arange(-63, 1).float().view(1, 1, 64)
         bias = bias[:, max(0, bias.size(1) - 2 * keys - places.shape[0]) :, max(0, bias.size(2) - keys) :]
         return (self.inner((scores + bias) @ hidden) + places.sum(),)
+
+
+class Pooled(nn.Module):
+    """Takes rows by an index in int32, as Molmo 2 does patches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(8, 8)
+
+    def forward(self, hidden: Tensor, places: Tensor) -> tuple[Tensor, ...]:
+        made = self.inner(hidden)
+        row = places.int() % 3
+        return (made[torch.zeros_like(row), row],)
 
 
 class Plain(Adapter):
@@ -97,6 +110,14 @@ def test_arithmetic_in_bfloat16_is_rounded_as_torch_does(tmp_path: Path):
 
 def test_sizes_that_the_solver_gives_up_on_are_exported_without_its_proof(tmp_path: Path):
     module = Bounded()
+    (found,) = exported(module, 1, tmp_path)
+    with torch.no_grad():
+        (wanted,) = module(*Plain(1).export_views(module)[0].other.values())
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_an_index_in_int32_is_one_in_int64(tmp_path: Path):
+    module = Pooled()
     (found,) = exported(module, 1, tmp_path)
     with torch.no_grad():
         (wanted,) = module(*Plain(1).export_views(module)[0].other.values())
