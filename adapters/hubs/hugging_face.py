@@ -19,7 +19,7 @@ from ecoflap.adapters.hubs.left_on_disk import arguments_for, map_weights, place
 from ecoflap.core.contracts.blame import sentence_of
 from ecoflap.core.disk.json_files import read_json
 from ecoflap.core.errors import ModelError, RunError, cut, nearest, one_line
-from ecoflap.core.export.surroundings import dtype_argument, save_settings
+from ecoflap.core.export.surroundings import dtype_argument, save_settings, without_kernels
 from ecoflap.core.model.anatomy import Source
 from ecoflap.core.model.gguf_header import header_read_once
 from ecoflap.core.model.hub import is_reachable, read_hub_id
@@ -290,7 +290,7 @@ def _with_weights(kind: str, source: Source, dtype: torch.dtype | None, has_pool
     wanted = dtype or (torch.float32 if is_gguf else "auto")
     if is_gguf or _has_others_class(kind, source):
         arguments["config"] = _config(source)
-    arguments[dtype_argument()] = wanted
+    arguments |= {dtype_argument(): wanted, **without_kernels()}
     if source.mapped is not None:
         arguments |= arguments_for(source.mapped)
     try:

@@ -18,6 +18,9 @@ CONSTANT = ("image_sizes", "image_grid_thw")
 """What a model is told of an image and looks at in Python. In a graph it is always that of one image."""
 BEFORE = 2
 """How many words stand before the image in an example."""
+AROUND = ("image_start_token_id", "image_end_token_id")
+"""The tokens before and behind each image of a model that looks vectors up for them (Ovis 2.5)."""
+LOOKED_UP = "get_visual_indicator_features"
 QUESTION = "question_sequence"
 Axes = Mapping[str, Mapping[int, str]]
 
@@ -105,6 +108,18 @@ class ImageForm:
         return dict(_inputs_of(self))
 
 
+def looks_up(model: nn.Module) -> nn.Module | None:
+    """Give the module that looks up the vectors of the tokens around an image; None where these are words."""
+    paths = ("model.multi_modal_projector", "multi_modal_projector")
+    found = (find(model, path, nn.Module) for path in paths)
+    return next((one for one in found if hasattr(one, LOOKED_UP)), None)
+
+
+def around(model: nn.Module) -> list[int]:
+    """Give the tokens before and behind an image that a model has to find in a text; none of most models."""
+    return [] if looks_up(model) is None else [member(model, f"config.{name}", int) for name in AROUND]
+
+
 def _inputs_of(form: ImageForm) -> Iterator[tuple[str, tuple[Mapping[int, str], Callable[[Example], Tensor]]]]:
     read, asked = {0: BATCH, 1: SEQUENCE}, {0: BATCH, 1: QUESTION}
     yield "input_ids", (read, lambda example: _ids(form, example))
@@ -125,8 +140,13 @@ def _inputs_of(form: ImageForm) -> Iterator[tuple[str, tuple[Mapping[int, str], 
 
 
 def _ids(form: ImageForm, example: Example) -> Int64[Tensor, "rows tokens"]:
-    marks = form.marks(example)
-    return torch.where(marks == 1, form.token, _words(form, example, marks.shape[1]))
+    marks, ends = form.marks(example), around(form.model)
+    ids = torch.where(marks == 1, form.token, _words(form, example, marks.shape[1]))
+    if ends:
+        word = next(one for one in range(len(ends) + 2) if one not in (form.token, *ends))
+        ids[torch.isin(ids, torch.tensor(ends))] = word
+        ids[:, BEFORE - 1], ids[:, BEFORE + form.places] = ends[0], ends[1]
+    return ids
 
 
 def _words(form: ImageForm, example: Example, length: int) -> Int64[Tensor, "rows length"]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ecoflap.adapters.hubs.experts import experts_in_one_product
 from ecoflap.adapters.shared.members import find, member
 from ecoflap.adapters.views.at_once import ComputedAtOnce, ListOfOne, SizesAsNumbers
-from ecoflap.adapters.views.image_form import ImageForm
+from ecoflap.adapters.views.image_form import AROUND, LOOKED_UP, ImageForm, around, looks_up
 from ecoflap.adapters.views.language import taps_of
 from ecoflap.adapters.views.masks import broadcast_masks
 from ecoflap.adapters.views.view import view
@@ -22,7 +22,7 @@ from ecoflap.core.model.anatomy import Tower
 LOOKS = "get_image_features"
 PACKS = "pack_image_features"
 INDICATORS = "visual_indicator_features"
-"""The vectors of tokens that a processor puts around an image, of a model in which they are no words' (Ovis 2)."""
+"""The vectors of tokens around an image that are no words, which Ovis 2 gives with those of the image."""
 
 
 class Vectors(nn.Module):
@@ -38,7 +38,7 @@ class Vectors(nn.Module):
         with looking(self.form):
             named = dict(zip(self.names, inputs, strict=True))
             made = get(**named, **settings_asked(self.model), **_constants(get, self.form, inputs[0]))
-        indicators = (getattr(made, INDICATORS),) if _has_indicators(self.form) else ()
+        indicators = _indicators(self.model, made) if indicator_tokens(self.form.model) else ()
         made = getattr(made, "pooler_output", made)
         vectors = torch.cat(list(made)) if isinstance(made, list | tuple) else made
         return (vectors.reshape(rows, -1, vectors.shape[-1]), *indicators)
@@ -86,12 +86,20 @@ def vision_and_all(form: ImageForm, sees: nn.Module) -> Iterator[View]:
     elif hasattr(sees, LOOKS):
         asked = [name for name in texts if name in signature(member(sees, LOOKS)).parameters]
         axes = {**images, **{name: texts[name] for name in asked}}
-        made = ("image_embeds", "indicator_embeds") if _has_indicators(form) else ("image_embeds",)
+        made = ("image_embeds", *(["indicator_embeds"] if indicator_tokens(form.model) else []))
         yield view("vision", Vectors(sees, form, list(axes)), lambda example: _named(form, example, axes), made, axes)
     axes_of_all = {**images, **texts}
     yield view("all", Whole(form, list(axes_of_all)), lambda example: _named(form, example, axes_of_all), (
         "logits",
     ), axes_of_all)  # fmt: skip
+
+
+def indicator_tokens(model: nn.Module) -> list[int]:
+    """Give the tokens around an image that are no words, in the order of their vectors; none of most models."""
+    config: Any = model.config
+    if hasattr(config, "visual_indicator_token_ids"):
+        return list(config.visual_indicator_token_ids)
+    return around(model)
 
 
 def settings_asked(model: nn.Module) -> dict[str, Any]:
@@ -139,8 +147,12 @@ def _looked(form: ImageForm, looks: Callable[..., Any], *args: Any, **kwargs: An
         return looks(*args, **kwargs)
 
 
-def _has_indicators(form: ImageForm) -> bool:
-    return hasattr(form.model.config, "visual_indicator_token_ids")
+def _indicators(model: nn.Module, made: Any) -> tuple[Tensor]:
+    if hasattr(made, INDICATORS):
+        return (getattr(made, INDICATORS),)
+    table: Any = looks_up(model)
+    vectors: Tensor = getattr(table, LOOKED_UP)(next(table.parameters()).device)
+    return (vectors[: len(AROUND)],)  # the next two are of films, which no view has
 
 
 def _named(form: ImageForm, example: Any, names: Any) -> dict[str, Tensor]:

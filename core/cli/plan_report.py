@@ -15,6 +15,7 @@ from ecoflap.core.needs.exports import kept_of
 from ecoflap.core.needs.sizes import samples_of, tokens_of_sample
 from ecoflap.core.preparing.prepare import prepare
 from ecoflap.core.preparing.prepared import Prepared
+from ecoflap.core.preparing.seen_samples import seen_samples
 from ecoflap.core.preparing.trial import untried
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.rounds import shares_of_rounds
@@ -37,6 +38,7 @@ def prepared_tables(prepared: Prepared) -> list[Section]:
     recipe = prepared.recipe
     total = sum(parameter.numel() for parameter in prepared.model.parameters())
     tied = [(sentence,) for sentence in prepared.also_changed]
+    seen = [(sentence,) for sentence in seen_samples(recipe)]
     said = list(_said_of_exports(prepared))
     not_tried = list(untried(prepared))
     title = f"{recipe.model.source}: {prepared.size:,} of {total:,} parameters can be pruned"
@@ -50,6 +52,7 @@ def prepared_tables(prepared: Prepared) -> list[Section]:
         *_warning(prepared),
         Section("work", left("stage", "what is run"), list(_work(prepared))),
         *([Section("tied", left("what else is changed"), tied)] if tied else []),
+        *([Section("seen", left("what is measured by samples of the pruning"), seen)] if seen else []),
         *([Section("exports", left("exporter", "what else there is to say"), said)] if said else []),
         *([Section("not tried before a run", left("what", "because"), not_tried)] if not_tried else []),
         *([_configured(recipe)] if recipe.model.config is not None and is_on_hub(prepared.source) else []),

@@ -60,6 +60,15 @@ def dtype_argument() -> str:
     return "dtype" if Version(version("transformers")).release >= (4, 56) else "torch_dtype"
 
 
+def without_kernels() -> dict[str, bool]:
+    """Give the argument of ``from_pretrained`` that has a model run as it is written.
+
+    Without it transformers 5.25 and later put functions compiled by others, which they fetch from the hub, in the place
+    of norms and activations on a GPU: their numbers are others, and their code is not what was asked for.
+    """
+    return {"use_kernels": False} if Version(version("transformers")).release >= (5, 25) else {}
+
+
 def _dtype_key(config: Any) -> str:
     """Give the key of the weights' type; its name changed in transformers 4.56, and the older one is an alias since."""
     return "dtype" if hasattr(config, "dtype") else "torch_dtype"

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ecoflap.core.dtypes import dtype_name
+from ecoflap.core.kernel.route import route
 
 CAN_CHANGE_NUMBERS = (
     "ecoflap", "torch", "transformers", "safetensors", "numpy", "tokenizers", "sentencepiece", "pillow", "datasets",
@@ -75,6 +76,15 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
+def arithmetic() -> dict[str, str | int]:
+    """Tell by what this process computes on a CPU, beside libraries: the last bits of sums depend on it.
+
+    These are torch's threads, what torch takes the CPU for, and which of the kernels is taken, ``torch`` for none.
+    """
+    capability = torch.backends.cpu.get_cpu_capability()
+    return {"threads": torch.get_num_threads(), "cpu": capability, "kernels": route().name}
+
+
 def machine(device: str, computed_in: torch.dtype) -> dict[str, str | int]:
     """Describe what this process ran on; of a GPU also its name and the most memory it held, in bytes.
 
@@ -84,7 +94,7 @@ def machine(device: str, computed_in: torch.dtype) -> dict[str, str | int]:
     used: dict[str, str | int] = {
         "device": device,
         "computed_in": dtype_name(computed_in),
-        "threads": torch.get_num_threads(),
+        **arithmetic(),
         "system": f"{platform.system()} {platform.machine()}",
     }
     if device.startswith("cuda"):

@@ -19,7 +19,7 @@ from ecoflap.core.disk.reading import open_file
 from ecoflap.core.disk.whole_files import link_or_copy
 from ecoflap.core.errors import FormatError
 from ecoflap.core.model.anatomy import Block, Layer
-from ecoflap.core.model.mapped_weights import MappedWeights, Place, copied, mapped
+from ecoflap.core.model.mapped_weights import MappedFile, MappedWeights, Place, copied, mapped
 from ecoflap.core.sealing.sealed import hash_of, sealed, write_safetensors
 
 _INDEX = "model.safetensors.index.json"
@@ -108,7 +108,7 @@ class FinishedWeights:
     def save(self, folder: Path, write: Callable[[Mapping[str, Tensor], Path], None]) -> None:
         """Put the weights of the whole model together in a folder, with the index that says which is where.
 
-        :param write: Writes weights that the library has made of several into a folder, as the model's files have them.
+        :param write: Writes weights that the library has made of others into a folder, as the model's files have them.
         """
         self.weights.refuse_changed()
         parts = folder / "parts"
@@ -121,11 +121,7 @@ class FinishedWeights:
         others = {stored: sealed(one.data) for name, one in left.items() if (stored := self._name_on_disk(name))}
         if others:
             write_safetensors(parts / "others.safetensors", others)
-        for name, one in left.items():
-            if self._name_on_disk(name) is None:
-                made = parts / name
-                made.mkdir()
-                write({name: one.data}, made)
+        _write_made({name: one.data for name, one in left.items() if self._name_on_disk(name) is None}, parts, write)
         self.weights.refuse_changed()  # in the midst of the copying
         _number(folder, sorted(parts.rglob("*.safetensors")))
         shutil.rmtree(parts)
@@ -178,6 +174,36 @@ def _weight_in(file: Path, name: str) -> Tensor:
         return mapped(Place(file, name, name))
     except (OSError, SafetensorError) as error:
         raise FormatError(f"{file} is missing or damaged: {error}") from error
+
+
+def _write_made(
+    weights: Mapping[str, Tensor], parts: Path, write: Callable[[Mapping[str, Tensor], Path], None]
+) -> None:
+    """Write weights that the library has made of others, each into a folder of its own, to hold no more in memory.
+
+    What comes out under one name it has cut out of one weight, as query, key and value: those are written at once.
+    """
+    groups: list[tuple[set[str], set[str]]] = []
+    for name, weight in weights.items():
+        stored, names = _written({name: weight}, parts / name, write), {name}
+        for group in [one for one in groups if one[0] & stored]:
+            groups.remove(group)
+            stored, names = stored | group[0], names | group[1]
+        groups.append((stored, names))
+    for _, names in groups:
+        if len(names) > 1:
+            for name in names:
+                shutil.rmtree(parts / name)
+            _written({name: weights[name] for name in weights if name in names}, parts / min(names), write)
+
+
+def _written(
+    weights: Mapping[str, Tensor], folder: Path, write: Callable[[Mapping[str, Tensor], Path], None]
+) -> set[str]:
+    """Write weights into a new folder, and give the names that they have in its files."""
+    folder.mkdir()
+    write(weights, folder)
+    return {name for file in folder.glob("*.safetensors") for name in MappedFile(file).places}
 
 
 def _number(folder: Path, files: Sequence[Path]) -> None:

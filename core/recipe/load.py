@@ -79,7 +79,8 @@ def find_recipe(name: str) -> Path:
         near = nearest(name.removesuffix(".yaml"), shipped)  # which of so many says more than all of them
         known = near or f" Known: {_by_folder(shipped)}."
         here = "" if os.path.isabs(name) else f" Files are looked for in {os.getcwd()}."
-        raise RecipeError(f"{cut(name)} is no file, and there is no shipped recipe named {cut(name)!r}.{known}{here}")
+        said = cut(name) or "an empty name"
+        raise RecipeError(f"{said} is no file, and there is no shipped recipe named {cut(name)!r}.{known}{here}")
     return found
 
 

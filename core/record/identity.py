@@ -31,6 +31,16 @@ ACCEPTED_CODE = "accepted code"
 ARITHMETIC = "arithmetic"
 """The key of the fingerprints that says what a narrow model is computed in: ``float32``, or its own type, ``model``."""
 
+COMPUTED_BY = "computed by"
+"""The key of the fingerprints that says by how many threads, on what and by which kernels a CPU computed at first."""
+
+OTHER_BITS = (
+    "the last bits of sums are others, so that weights that score alike may be pruned otherwise. OMP_NUM_THREADS sets "
+    "threads, ECOFLAP_KERNEL kernels, and ATEN_CPU_CAPABILITY what torch takes the cpu for; ecoflap doctor says what "
+    "there is"
+)
+"""Ends what says that a CPU computes by something else."""
+
 CALIBRATION_DATA, SCORING_DATA = "calibration data", "scoring data"
 """The keys of the fingerprints of what pruners and scorer look at, and of what the scorer alone does."""
 
@@ -92,6 +102,22 @@ class Identity:
         if VERSIONS not in before or (known != now and working):
             write_sealed_json(self.folder.fingerprints, {**before, VERSIONS: dict(now)})
         return [f"it was begun with {changed}, which was accepted"] if changed and working else []
+
+    def other_arithmetic(self, now: Mapping[str, str | int]) -> list[str]:
+        """Say by what else it was begun on a CPU than this process computes by, and record that where it is begun.
+
+        Nothing is refused: the numbers are right, and differ in last bits as on any other machine.
+
+        :param now: By what this process computes.
+        """
+        found = self.folder.read_fingerprints()
+        begun: Mapping[str, str | int] | None = found.get(COMPUTED_BY)
+        if begun is None:
+            if not self.folder.holds_results:  # of what an earlier version found nothing is known
+                write_sealed_json(self.folder.fingerprints, {**found, COMPUTED_BY: dict(now)})
+            return []
+        differing = [f"{name} {begun.get(name)} (now {one})" for name, one in now.items() if begun.get(name) != one]
+        return [f"it was begun with {', '.join(differing)}: {OTHER_BITS}"] if differing else []
 
     def check_code(
         self, now: Mapping[str, PartCode], *, evaluated_by: Collection[str] = (), accept: bool = False

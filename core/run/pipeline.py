@@ -18,12 +18,13 @@ from ecoflap.core.errors import RecipeError, RunError
 from ecoflap.core.export.exports import export_names, manifests
 from ecoflap.core.export.stage import ended_by, export_all, exported_bytes, provenance_of
 from ecoflap.core.machine.arithmetic import not_cast, whole_float32
-from ecoflap.core.machine.environment import versions
+from ecoflap.core.machine.environment import arithmetic, versions
 from ecoflap.core.machine.part_code import code_of_parts
 from ecoflap.core.planning.plan import Plan
 from ecoflap.core.preparing.held_model import refuse_pruned_in_place, run_eagerly, uncompiled
 from ecoflap.core.preparing.offload_problems import refuse_moved
 from ecoflap.core.preparing.prepare import prepare
+from ecoflap.core.preparing.seen_samples import seen_samples
 from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.core.recipe.differences import changes, is_within
 from ecoflap.core.recipe.load import find_recipe, load_recipe, parse_recipe
@@ -52,9 +53,11 @@ from ecoflap.core.run.same_ranks import (
     check_same_asked,
     check_same_code,
     check_same_device,
+    check_same_disk,
     check_same_evaluated,
     check_same_found,
     check_sendable,
+    other_arithmetic,
     refuse_numbered_device,
 )
 from ecoflap.core.run.weights import nonzeros, zeros_before
@@ -163,11 +166,13 @@ def carry_out(state: RunState) -> Run:
     check_same_device(state.ranks, state.model.device)
     check_sendable(state.ranks, state.prepared.pruners)
     state.ranks.first(partial(_claim, state))
+    check_same_disk(state.ranks, state.folder.path)
     ahead = tuple(_stages_ahead(state))
     working = any(stage not in ("load", "check") for stage in ahead)
     accepted = state.ranks.first(partial(_identify_code, state, here, working))
     state.log.emit(RunStarted(state.folder.path, ahead))
-    for warning in (*state.prepared.also_changed, *accepted):
+    computed = _other_arithmetic(state, working)
+    for warning in (*state.prepared.also_changed, *seen_samples(state.recipe), *accepted, *computed):
         state.log.note(warning)
     try:
         with state.model.blamed_where_changed():
@@ -189,6 +194,16 @@ def _identify_code(state: RunState, here: Mapping[str, str], working: bool) -> l
     identity = Identity(state.folder)
     accepted = identity.check_code(lasting, evaluated_by=evaluated_by, accept=state.accept_change)
     return accepted + identity.check_versions(here, working=working, accept=state.accept_change)
+
+
+def _other_arithmetic(state: RunState, working: bool) -> list[str]:
+    """Say where others of the processes, or those of before, compute by something else on their CPUs than the first.
+
+    :param working: Whether anything is left to do.
+    """
+    own, identity, matters = arithmetic(), Identity(state.folder), working and state.model.device == "cpu"
+    others = other_arithmetic(state.ranks, own)
+    return state.ranks.first(lambda: others + identity.other_arithmetic(own) if matters else [])
 
 
 def _used(state: RunState) -> list[Callable[..., Any]]:

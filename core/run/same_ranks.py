@@ -3,8 +3,10 @@
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from pickle import PicklingError
+from secrets import token_hex
 from typing import Any
 
+from ecoflap.core.disk.whole_files import PARTIAL, write_whole
 from ecoflap.core.errors import RunError
 from ecoflap.core.machine.part_code import NO_CODE, PartCode
 from ecoflap.core.ranks.parcels import packed
@@ -13,6 +15,7 @@ from ecoflap.core.recipe.differences import differences
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.record.evaluations import Evaluation
+from ecoflap.core.record.identity import OTHER_BITS
 
 _OF_THE_FIRST = ("reuse", "model.config")
 """Keys that the first process alone reads, or a plan."""
@@ -76,6 +79,39 @@ def check_same_device(ranks: Ranks, device: str) -> None:
         if kind != of_first
     ]
     _refuse(problems, "all have to on the same: see that torch finds a GPU on each machine, or say model.device: cpu")
+
+
+def check_same_disk(ranks: Ranks, folder: Path) -> None:
+    """Refuse processes of which some do not see what the first writes into the run folder, as on a disk of their own.
+
+    :param folder: It is there. Nothing is left in it.
+    :raises RunError: With the ranks.
+    """
+    if ranks.size == 1:
+        return
+    # Of a name that nobody has asked for before no network file system remembers that it was not there.
+    left = folder / ranks.first(lambda: f".{token_hex(8)}{PARTIAL}")
+    ranks.first(lambda: write_whole(left, b""))
+    seen = ranks.gather(left.is_file())
+    ranks.first(lambda: left.unlink(missing_ok=True))
+    _refuse(
+        [f"rank {rank} does not see what rank 0 writes into {folder}" for rank, one in enumerate(seen) if not one],
+        "all processes of a run have to see the disk of its folder",
+    )
+
+
+def other_arithmetic(ranks: Ranks, own: Mapping[str, str | int]) -> list[str]:
+    """Say which processes compute by something else than the first, so that a run has not the bits of one process.
+
+    :param own: By what this process computes.
+    """
+    first, *others = ranks.gather(dict(own))
+    found = []
+    for rank, one in enumerate(others, 1):
+        differing = [f"{name} {one[name]} where rank 0 has {first[name]}" for name in first if one[name] != first[name]]
+        if differing:
+            found.append(f"rank {rank} computes with {', '.join(differing)}: {OTHER_BITS}")
+    return found
 
 
 def check_same_found(ranks: Ranks, fingerprints: Mapping[str, Any]) -> None:

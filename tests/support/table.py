@@ -29,6 +29,7 @@ MODULES = {
 GENERIC = (
     "pico_llava", "pico_qwen_vl", "pico_idefics", "pico_gemma_vl", "pico_others_vl", "pico_reading_vl", "pico_causal",
     "pico_rows_vl", "pico_seq2seq", "pico_encoders", "pico_grids_vl", "pico_seen_vl", "pico_seeing_pairs",
+    "pico_newest_vl",
 )  # fmt: skip
 """Modules with models of transformers that the generic adapters take."""
 
@@ -55,6 +56,9 @@ OUTSIDE_BEFORE_5 = {
 }
 """What transformers before 5 calls the matrices outside the blocks, or has them in another order."""
 
+SINCE = {"llava_onevision1_5": "5.25", "ovis2_5": "5.25"}
+"""The version of transformers that brought a model, where others that are tested lack it."""
+
 
 def rows() -> dict[str, Family]:
     """LAVIS lives in an environment of its own, whose other libraries are too old for the rest."""
@@ -68,7 +72,8 @@ def generic_rows() -> dict[str, Family]:
     """Those that this version of transformers has."""
     if find_spec("lavis") is not None:
         return {}
-    rows = {name: family for module in GENERIC for name, family in import_module(module).FAMILIES.items()}
+    known = {name: family for module in GENERIC for name, family in import_module(module).FAMILIES.items()}
+    rows = {name: row for name, row in known.items() if name not in SINCE or not is_before(SINCE[name])}
     if not is_before("5"):
         return rows
     older = {name: replace(row, outside=OUTSIDE_BEFORE_5.get(name, row.outside)) for name, row in rows.items()}
@@ -115,7 +120,7 @@ def marked(names: Iterable[str], alike: Collection[str] = ALIKE) -> list[Any]:
 
 def row_of(name: str) -> Family:
     """Give a row; a test that asks for a model which an older transformers lacks is skipped there."""
-    if name not in ALL_ROWS and is_before("5"):
+    if name not in ALL_ROWS and is_before(SINCE.get(name, "5")):
         pytest.skip(f"transformers {transformers.__version__} has not all that {name} is built from")
     return ALL_ROWS[name]
 

@@ -22,6 +22,7 @@ UNUSED = "runs, and the loss does not depend on it"
 ELSEWHERE = "is applied outside the blocks, and not once by a linear layer of its own"
 PICKED = "reads what was picked of rows of patches, in which padding cannot be told"
 EACH = "runs anew for each image, of which there may be any number"
+TABLE = "is a table, too, in which tokens are looked up"
 BETWEEN = "runs between the blocks of another tower"
 OVERWRITTEN = "something is written into its output in place, so that it cannot be kept"
 
@@ -155,8 +156,12 @@ def _why_no_layer(model: nn.Module, name: str, runs: Sequence[Run], watched: Wat
     """Say why a matrix outside the blocks is no layer; None where its module applies it, once in a forward."""
     if name in watched.overwritten:
         return OVERWRITTEN
-    if not isinstance(model.get_submodule(name), nn.Linear) or len(runs) > 1:
+    module = model.get_submodule(name)
+    if not isinstance(module, nn.Linear) or len(runs) > 1:
         return ELSEWHERE
+    tables = {id(one.weight) for one in model.modules() if isinstance(one, nn.Embedding)}
+    if f"{name}.weight" in watched.looked_up and id(module.weight) not in tables:  # a tied head is no table itself
+        return TABLE
     return PICKED if VISION in texts.lengths and texts.of(runs[0].shape) is None else None
 
 

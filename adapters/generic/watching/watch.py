@@ -80,11 +80,13 @@ class Watched:
     :param runs: In the order in which they began.
     :param result: What the result was made of.
     :param overwritten: Matrices outside the blocks whose outputs something was written into.
+    :param looked_up: Parameters whose rows or columns were looked up by number outside the blocks.
     """
 
     runs: list[Run]
     result: Marks
     overwritten: set[str] = field(default_factory=set)
+    looked_up: set[str] = field(default_factory=set)
 
     def made_of(self, marks: Marks) -> set[str]:
         """Give all that something was made of, directly or not: blocks, matrices outside them, and inputs."""
@@ -170,6 +172,7 @@ class Watch(TorchFunctionMode):
         self._views: dict[int, tuple[Tensor, Tensor]] = {}
         self._made_outside: dict[int, str] = {}
         self._overwritten: set[str] = set()
+        self._looked_up: set[str] = set()
         for name, value in inputs.items():
             self._outer.put(value, frozenset({name}))
 
@@ -190,7 +193,7 @@ class Watch(TorchFunctionMode):
 
     def result(self, values: Any) -> Watched:
         """Say what was seen, and what the result was made of."""
-        return Watched(self.runs, self._outer.of_all(values), self._overwritten)
+        return Watched(self.runs, self._outer.of_all(values), self._overwritten, self._looked_up)
 
     @contextmanager
     def on(self) -> Iterator[None]:
@@ -227,6 +230,8 @@ class Watch(TorchFunctionMode):
             if self._inside is not None:
                 self._inside.touched |= {self._parameters.name_of(tensor) for tensor in tensors_among(given)} - {""}
                 self._inside.chosen |= self._makers.of_all(given) if func in CHOICES else set()
+            elif func is nn.functional.embedding:
+                self._looked_up |= {self._parameters.name_of(tensor) for tensor in tensors_among(given)} - {""}
             for marked in (self._outer,) if self._inside is None else (self._inner, self._makers):
                 marks = marked.of_all(given)
                 if marks:

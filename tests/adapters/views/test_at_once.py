@@ -63,7 +63,7 @@ def test_a_graph_is_made_of_what_looks_at_a_grid():
     assert why_no_graph(view(Grid(), pixels), "onnx") is None
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_a_trace_marks_places_with_numbers():
     places = torch.tensor([[1, 4], [0, 7]])
     (expected,) = Marking()(places)

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers_version import is_before
 
 from ecoflap.adapters.generic.watching.examples import image_inputs
+from ecoflap.adapters.views.seeing import indicator_tokens
 from ecoflap.core.contracts.records import View
 from ecoflap.exporters.torchscript.exporter import TorchScript
 
@@ -58,7 +59,7 @@ def by_the_parts(model: Any, views: Mapping[str, View], inputs: Mapping[str, Ten
             embedded = model.get_input_embeddings()(inputs["input_ids"]).clone()
             embedded[inputs["input_ids"] == token] = vectors.reshape(-1, vectors.shape[-1])
             for made in indicators:
-                for one, vector in zip(model.config.visual_indicator_token_ids, made, strict=True):
+                for one, vector in zip(indicator_tokens(model), made, strict=True):
                     embedded[inputs["input_ids"] == one] = vector
             given["inputs_embeds"] = embedded
         (logits,) = language.module(*(given[name] for name in language.inputs))
@@ -68,7 +69,7 @@ def by_the_parts(model: Any, views: Mapping[str, View], inputs: Mapping[str, Ten
 @pytest.mark.parametrize(
     "name",
     ["llava", "llava_next", "mistral3", "qwen2_5_vl", "gemma3", "smolvlm", "mllama", "instructblip", "kosmos2",
-     "florence2", "ovis2"],
+     "florence2", "ovis2", "ovis2_5", "llava_onevision1_5"],
 )  # fmt: skip
 def test_parts_and_whole_give_what_the_model_gives(name: str):
     model = row_of(name).build()

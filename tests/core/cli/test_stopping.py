@@ -112,7 +112,7 @@ CUT = (
     READS
     + """
 from ecoflap.core.cli.main import main
-from ecoflap.core.export import {module} as module
+import {module} as module
 
 module.{name} = read_what_is_cut
 main()
@@ -124,9 +124,9 @@ main()
 @pytest.mark.parametrize(
     ("module", "name", "command"),
     [
-        ("export_again", "export_run", ("export", ".", "--to", "safetensors")),
-        pytest.param("densify", "densify", ("densify", "a", "b"), marks=pytest.mark.slow),
-        pytest.param("verify", "verify", ("verify", "."), marks=pytest.mark.slow),
+        ("ecoflap.core.export.export_again", "export_run", ("export", ".", "--to", "safetensors")),
+        pytest.param("ecoflap.core.export.densify", "densify", ("densify", "a", "b"), marks=pytest.mark.slow),
+        pytest.param("ecoflap.core.verifying.verify", "verify", ("verify", "."), marks=pytest.mark.slow),
     ],
 )
 def test_sigbus_is_explained_where_files_of_a_run_are_read(module, name, command, tmp_path):

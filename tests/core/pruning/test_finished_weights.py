@@ -5,6 +5,7 @@ import gc
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from killing import in_a_fork
 from offloaded import assert_alike, in_memory, pico_model, recipe_of, stopping_behind, weights_in
 from safetensors import safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save, save_file
 
 import ecoflap
 from ecoflap.core.contracts.events import LayerPruned, Progress, StageStarted
@@ -24,7 +25,7 @@ from ecoflap.core.machine.memory import MemoryWatch, held
 from ecoflap.core.model.anatomy import Block, Layer
 from ecoflap.core.model.mapped_weights import MappedWeights, Place, mapped_beside
 from ecoflap.core.preparing.prepare import prepare
-from ecoflap.core.pruning.finished_weights import FinishedWeights
+from ecoflap.core.pruning.finished_weights import FinishedWeights, _write_made
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.registry.registry import load_registry
@@ -44,6 +45,35 @@ def recipe(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
 
 def bytes_in(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_what_the_library_cuts_out_of_one_weight_is_put_together_again(tmp_path):
+    """Sarvam's files have query, key and value as one weight, which all three are to be written at once for."""
+    recipe = recipe_of("sarvam_moe", tmp_path)
+    names = weights_in(tmp_path / "dense").keys()
+    assert "model.layers.0.attention.query_key_value.weight" in names
+    ecoflap.run(recipe, folder=tmp_path / "disk")
+    ecoflap.run(in_memory(recipe), folder=tmp_path / "memory")
+    assert_alike(tmp_path / "disk", tmp_path / "memory")
+    assert weights_in(tmp_path / "disk" / "model").keys() == names
+
+
+def test_weights_that_share_names_on_the_disk_by_way_of_each_other_are_written_at_once(tmp_path):
+    """The first and the last share none; in between stands one that shares one with each."""
+    stored = {"a": ["x", "u"], "b": ["z"], "c": ["y", "w"], "d": ["u", "y"]}
+
+    def write(weights: Mapping[str, torch.Tensor], folder: Path) -> None:
+        tensors: dict[str, torch.Tensor] = {}
+        for one, weight in weights.items():
+            for name in stored[one]:
+                tensors[name] = tensors.get(name, 0) + weight
+        save_file({name: one.clone() for name, one in tensors.items()}, folder / "model.safetensors")
+
+    _write_made({name: torch.tensor([2.0**number]) for number, name in enumerate("abcd")}, tmp_path, write)
+    found = {path.parent.name: load_file(path) for path in tmp_path.rglob("*.safetensors")}
+    assert found.keys() == {"a", "b"}
+    assert {name: float(one) for name, one in found["a"].items()} == {"x": 1.0, "u": 9.0, "y": 12.0, "w": 4.0}
+    assert {name: float(one) for name, one in found["b"].items()} == {"z": 2.0}
 
 
 @pytest.mark.parametrize("prune", ["wanda", "sparsegpt"])

@@ -428,6 +428,8 @@ def test_a_folder_is_asked_for_the_recipe_in_it(folder):
         find_recipe(str(folder / "pipe"))
     with pytest.raises(RecipeError, match=r"run is no file, and there is no shipped recipe named"):
         find_recipe(str(folder / "run"))
+    with pytest.raises(RecipeError, match=r"^an empty name is no file"):
+        find_recipe("")
     (folder / "run" / "recipe.yaml").write_text(SMALL)
     with pytest.raises(RecipeError, match=r"run is a folder: name a recipe in it, such as .*recipe\.yaml\.$"):
         find_recipe(str(folder / "run"))

@@ -7,7 +7,15 @@ from torch import Tensor, nn
 from ecoflap.adapters.generic.watching.layers_seen import PRECISE, ROUTER, SHARED, Texts
 from ecoflap.adapters.generic.watching.probe import _vectors
 from ecoflap.adapters.generic.watching.stacks import stacks_of
-from ecoflap.adapters.generic.watching.taken_apart import BETWEEN, IDLE, OVERWRITTEN, UNUSED, TakenApart, take_apart
+from ecoflap.adapters.generic.watching.taken_apart import (
+    BETWEEN,
+    IDLE,
+    OVERWRITTEN,
+    TABLE,
+    UNUSED,
+    TakenApart,
+    take_apart,
+)
 from ecoflap.adapters.generic.watching.watch import Watch
 from ecoflap.adapters.hubs.weightless import lent_weights
 from ecoflap.core.errors import ModelError
@@ -262,6 +270,29 @@ def test_a_forward_that_writes_to_a_weight_is_refused_and_an_output_that_is_writ
     model.head.register_forward_pre_hook(lambda module, args: module.weight.div_(1) and None)
     with pytest.raises(ModelError, match=r"head\.weight is written to by the model's own forward"):
         taken_apart(model)
+
+
+class Named(Stacked):
+    """Multiplies by a matrix outside the blocks, and looks a row of it up besides, as Ovis 2.5 does.
+
+    :param is_embedded: Whether an embedding of its own holds the same weight, as of a head that is tied.
+    """
+
+    def __init__(self, is_embedded: bool = False) -> None:
+        super().__init__()
+        if is_embedded:
+            self.table = nn.Embedding(7, WIDTH)
+            self.table.weight = self.head.weight
+
+    def forward(self, pixels: Tensor, words: Tensor) -> Tensor:
+        mark = nn.functional.embedding(torch.tensor([1]), self.head.weight)
+        return super().forward(pixels, words + mark)
+
+
+def test_a_matrix_that_is_a_table_too_is_left_out_unless_it_is_tied_to_one():
+    assert "head" not in taken_apart(Stacked()).left_out
+    assert taken_apart(Named()).left_out["head"] == TABLE
+    assert "head" not in taken_apart(Named(is_embedded=True)).left_out
 
 
 def test_nothing_of_a_model_is_changed_by_watching_it():

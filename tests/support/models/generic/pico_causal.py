@@ -64,6 +64,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "global_head_dim": 16, "layer_types": ["sliding_attention", "full_attention"],
     },
     "mistral4": {"n_routed_experts": 4, **EXPERTS, **HEADS},
+    "sarvam_moe": {"n_routed_experts": 4, **EXPERTS},
     "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8, "rope_parameters": ROPE},
     "dbrx": {
         "d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64,
