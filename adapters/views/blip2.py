@@ -140,11 +140,11 @@ def views_of_blip2(model: nn.Module, image: list[int], says: bool) -> Iterator[V
     count = len(text.get_input_embeddings().weight)
 
     def both(example: Example) -> dict[str, Tensor]:
-        words = example.ids(count, example.batch, example.length, without=image[0])
+        words = example.ids(count, example.batch, example.length, without=image[:1])
         ids = torch.cat([torch.tensor(image).expand(example.batch, -1), words], 1)
         inputs = {**seen(example), "input_ids": ids, "attention_mask": example.mask(*ids.shape)}
         if says:
-            inputs["decoder_input_ids"] = example.ids(count, example.batch, example.said, without=image[0])
+            inputs["decoder_input_ids"] = example.ids(count, example.batch, example.said, without=image[:1])
         return inputs
 
     yield view("vision", vision, seen, ("image_embeds",), IMAGE_AXES)

@@ -143,14 +143,12 @@ def _ids(form: ImageForm, example: Example) -> Int64[Tensor, "rows tokens"]:
     marks, ends = form.marks(example), around(form.model)
     ids = torch.where(marks == 1, form.token, _words(form, example, marks.shape[1]))
     if ends:
-        word = next(one for one in range(len(ends) + 2) if one not in (form.token, *ends))
-        ids[torch.isin(ids, torch.tensor(ends))] = word
         ids[:, BEFORE - 1], ids[:, BEFORE + form.places] = ends[0], ends[1]
     return ids
 
 
 def _words(form: ImageForm, example: Example, length: int) -> Int64[Tensor, "rows length"]:
-    return example.ids(form.vocabulary, form.rows(example), length, without=form.token)
+    return example.ids(form.vocabulary, form.rows(example), length, without={form.token, *around(form.model)})
 
 
 def _positions(form: ImageForm, example: Example) -> Int64[Tensor, "axes rows tokens"]:

@@ -199,7 +199,7 @@ def views_of_clip(model: nn.Module) -> Iterator[View]:
 
     def texts(example: Example) -> dict[str, Tensor]:
         mask = example.mask(example.texts, example.length)
-        ids = example.ids(count, example.texts, example.length, without=last)
+        ids = example.ids(count, example.texts, example.length, without=[last])
         ids[torch.arange(len(ids)), mask.sum(1) - 1] = last
         return {"input_ids": ids * mask, "attention_mask": mask}
 
@@ -232,7 +232,7 @@ def views_of_open_clip(model: nn.Module, length: int, vocabulary: int) -> Iterat
 
     def texts(example: Example) -> dict[str, Tensor]:
         mask = example.mask(example.texts, min(example.length, length))
-        ids = example.ids(vocabulary, len(mask), mask.shape[1], without=vocabulary - 1)
+        ids = example.ids(vocabulary, len(mask), mask.shape[1], without=[vocabulary - 1])
         ids[torch.arange(len(ids)), mask.sum(1) - 1] = vocabulary - 1
         return {"input_ids": nn.functional.pad(ids * mask, (0, length - mask.shape[1]))}
 

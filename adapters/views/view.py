@@ -4,7 +4,7 @@ A view's module calls the model's own modules, without a cache unless the cache 
 its inputs; those of a cache, as many as the model has layers, come last, as ``*past``.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -40,16 +40,16 @@ class Example:
     seed: int
 
     def ids(
-        self, vocabulary: int, rows: int, length: int, *, without: int | None = None
+        self, vocabulary: int, rows: int, length: int, *, without: Collection[int] = ()
     ) -> Int64[Tensor, "rows length"]:
         """Draw tokens.
 
-        :param without: A token with a meaning of its own, which is left out.
+        :param without: Tokens with a meaning of their own, which are left out.
         """
-        if without is None:
-            return torch.randint(vocabulary, (rows, length), generator=self._drawn())
-        drawn = torch.randint(vocabulary - 1, (rows, length), generator=self._drawn())
-        return drawn + (drawn >= without).long()
+        drawn = torch.randint(vocabulary - len(without), (rows, length), generator=self._drawn())
+        for token in sorted(without):
+            drawn += (drawn >= token).long()
+        return drawn
 
     def mask(self, rows: int, length: int) -> Int64[Tensor, "rows length"]:
         """Make a mask with padding on the right: each row is a token shorter than the one before, down to half."""

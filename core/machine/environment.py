@@ -55,10 +55,15 @@ def changed_versions(before: Mapping[str, str], now: Mapping[str, str]) -> str:
     Of plugins only those that are used as before: what a recipe names may change where it changes nothing that is
     there, and with it which of them are used.
     """
-    names = [name for name in dict.fromkeys([*before, *now]) if before.get(name) != now.get(name)]
     always = {"python", *CAN_CHANGE_NUMBERS}
-    told = [name for name in names if name in always or (name in before and name in now)]
-    return ", ".join(f"{name} {before.get(name, 'absent')} (now {now.get(name, 'absent')})" for name in told)
+    names = dict.fromkeys([*before, *now])
+    return changed(before, now, [name for name in names if name in always or (name in before and name in now)])
+
+
+def changed(before: Mapping[str, str | int], now: Mapping[str, str | int], names: Iterable[str]) -> str:
+    """Say which of some things are otherwise than before: ``threads 1 (now 2)``; empty where none is."""
+    differing = [name for name in names if before.get(name) != now.get(name)]
+    return ", ".join(f"{name} {before.get(name, 'absent')} (now {now.get(name, 'absent')})" for name in differing)
 
 
 def peak_memory() -> int:

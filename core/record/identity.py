@@ -8,7 +8,7 @@ import torch
 
 from ecoflap.core.dtypes import dtype_name
 from ecoflap.core.errors import RunError
-from ecoflap.core.machine.environment import changed_versions
+from ecoflap.core.machine.environment import changed, changed_versions
 from ecoflap.core.machine.part_code import PartCode, digests_of
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.sealing.sealed_text import write_sealed_json
@@ -111,13 +111,12 @@ class Identity:
         :param now: By what this process computes.
         """
         found = self.folder.read_fingerprints()
-        begun: Mapping[str, str | int] | None = found.get(COMPUTED_BY)
-        if begun is None:
+        if COMPUTED_BY not in found:
             if not self.folder.holds_results:  # of what an earlier version found nothing is known
                 write_sealed_json(self.folder.fingerprints, {**found, COMPUTED_BY: dict(now)})
             return []
-        differing = [f"{name} {begun.get(name)} (now {one})" for name, one in now.items() if begun.get(name) != one]
-        return [f"it was begun with {', '.join(differing)}: {OTHER_BITS}"] if differing else []
+        differing = changed(found[COMPUTED_BY], now, now)
+        return [f"it was begun with {differing}: {OTHER_BITS}"] if differing else []
 
     def check_code(
         self, now: Mapping[str, PartCode], *, evaluated_by: Collection[str] = (), accept: bool = False

@@ -89,15 +89,21 @@ def check_same_disk(ranks: Ranks, folder: Path) -> None:
     """
     if ranks.size == 1:
         return
-    # Of a name that nobody has asked for before no network file system remembers that it was not there.
-    left = folder / ranks.first(lambda: f".{token_hex(8)}{PARTIAL}")
-    ranks.first(lambda: write_whole(left, b""))
+    left = folder / ranks.first(lambda: _left_in(folder))
     seen = ranks.gather(left.is_file())
-    ranks.first(lambda: left.unlink(missing_ok=True))
+    ranks.at_first(lambda: left.unlink(missing_ok=True))
     _refuse(
         [f"rank {rank} does not see what rank 0 writes into {folder}" for rank, one in enumerate(seen) if not one],
         "all processes of a run have to see the disk of its folder",
     )
+
+
+def _left_in(folder: Path) -> str:
+    """Leave an empty file in a folder, and give its name; killed, a process leaves it among what is half-written."""
+    # Of a name that nobody has asked for before no network file system remembers that it was not there.
+    name = f".{token_hex(8)}{PARTIAL}"
+    write_whole(folder / name, b"")
+    return name
 
 
 def other_arithmetic(ranks: Ranks, own: Mapping[str, str | int]) -> list[str]:

@@ -11,6 +11,7 @@ from ecoflap.adapters.generic.watching.stacks import Stack
 from ecoflap.adapters.generic.watching.watch import Run, Watched
 from ecoflap.core.errors import ModelError
 from ecoflap.core.model.anatomy import Block, Layer, Tower
+from ecoflap.core.model.never_pruned import tied_names
 
 SEEING = ("vision", "visual", "image", "vit")
 CONNECTING = (
@@ -156,13 +157,17 @@ def _why_no_layer(model: nn.Module, name: str, runs: Sequence[Run], watched: Wat
     """Say why a matrix outside the blocks is no layer; None where its module applies it, once in a forward."""
     if name in watched.overwritten:
         return OVERWRITTEN
-    module = model.get_submodule(name)
-    if not isinstance(module, nn.Linear) or len(runs) > 1:
+    if not isinstance(model.get_submodule(name), nn.Linear) or len(runs) > 1:
         return ELSEWHERE
-    tables = {id(one.weight) for one in model.modules() if isinstance(one, nn.Embedding)}
-    if f"{name}.weight" in watched.looked_up and id(module.weight) not in tables:  # a tied head is no table itself
+    if f"{name}.weight" in watched.looked_up and not _is_tied_to_a_table(model, f"{name}.weight"):
         return TABLE
     return PICKED if VISION in texts.lengths and texts.of(runs[0].shape) is None else None
+
+
+def _is_tied_to_a_table(model: nn.Module, name: str) -> bool:
+    """Say whether an embedding holds the same weight, as of a tied head, which is looked up in as that alone."""
+    owners = (model.get_submodule(other.rpartition(".")[0]) for other in tied_names(model, name))
+    return any(isinstance(owner, nn.Embedding) for owner in owners)
 
 
 def _is_run_for_each(

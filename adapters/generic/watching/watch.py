@@ -144,6 +144,10 @@ class _Parameters:
         at = int(tensor.storage_offset())
         return next((name for begin, name in sorted(places.items(), reverse=True) if self._holds(name, at - begin)), "")
 
+    def names_among(self, values: Any) -> set[str]:
+        """Name all parameters among some values."""
+        return {self.name_of(tensor) for tensor in tensors_among(values)} - {""}
+
     def _holds(self, name: str, at: int) -> bool:
         """Say whether a place lies in a parameter, counted from where that begins; between its rows may be others'."""
         parameter = self.named[name]
@@ -228,10 +232,10 @@ class Watch(TorchFunctionMode):
             given = (args, kwargs)
             self._follow_view(func, args, kwargs, made)
             if self._inside is not None:
-                self._inside.touched |= {self._parameters.name_of(tensor) for tensor in tensors_among(given)} - {""}
+                self._inside.touched |= self._parameters.names_among(given)
                 self._inside.chosen |= self._makers.of_all(given) if func in CHOICES else set()
             elif func is nn.functional.embedding:
-                self._looked_up |= {self._parameters.name_of(tensor) for tensor in tensors_among(given)} - {""}
+                self._looked_up |= self._parameters.names_among(given)
             for marked in (self._outer,) if self._inside is None else (self._inner, self._makers):
                 marks = marked.of_all(given)
                 if marks:

@@ -108,16 +108,9 @@ def test_arithmetic_in_bfloat16_is_rounded_as_torch_does(tmp_path: Path):
     assert not torch.equal(product, module.slopes[:, None] * torch.arange(11)), "it is rounded"
 
 
-def test_sizes_that_the_solver_gives_up_on_are_exported_without_its_proof(tmp_path: Path):
-    module = Bounded()
-    (found,) = exported(module, 1, tmp_path)
-    with torch.no_grad():
-        (wanted,) = module(*Plain(1).export_views(module)[0].other.values())
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
-
-
-def test_an_index_in_int32_is_one_in_int64(tmp_path: Path):
-    module = Pooled()
+@pytest.mark.parametrize("kind", [Bounded, Pooled])
+def test_sizes_without_the_solvers_proof_and_an_index_in_int32_are_those_of_the_model(kind: Any, tmp_path: Path):
+    module = kind()
     (found,) = exported(module, 1, tmp_path)
     with torch.no_grad():
         (wanted,) = module(*Plain(1).export_views(module)[0].other.values())
