@@ -104,7 +104,14 @@ def _decoded(runtime: Any, source: Opened, found: Sequence[Packed], options: Any
     without(source, found)
     for packed in found:
         _announce(source, packed)
-    options.add_external_initializers(list(weights), [_value(runtime, weights[one.name], one) for one in found])
+    values = [_value(runtime, weights[one.name], one) for one in found]
+    try:
+        options.add_external_initializers(list(weights), values)
+    except RuntimeError as error:
+        raise KernelError(
+            f"{source.where}: the options do not take its weights: {one_line(error)}. Give load_session options of "
+            "its own for each session."
+        ) from error
     options.add_session_config_entry(_FOLDER, str(Path(source.where).parent.absolute()))
     return source.proto.SerializeToString(), list(weights.values())
 

@@ -7,6 +7,7 @@ those of a group are rows of one product. torch's product on a CPU takes them he
 microseconds each with 480 keys, which is twelve times as long; transformers gives it rows only beside a mask.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -43,9 +44,21 @@ def group_attention(model: nn.Module) -> None:
         can = getattr(model, "_supports_sdpa", True)
         way_out = "say model.set_attn_implementation('sdpa') before" if can else "and has no product of torch's instead"
         raise ModelError(f"{type(model).__name__} attends by {text._attn_implementation!r}: {way_out}")
-    _register()
     changed: Any = model
+    changed.attention_known = _known()
     changed.set_attn_implementation(NAME)
+
+
+class _Known:
+    """Make the attention known where a model that has it is unpickled, as in a process that is spawned."""
+
+    def __reduce__(self) -> tuple[Callable[[], "_Known"], tuple[()]]:
+        return _known, ()
+
+
+def _known() -> _Known:
+    _register()
+    return _Known()
 
 
 def _register() -> None:

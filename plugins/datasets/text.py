@@ -16,7 +16,7 @@ from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Adapter, Note
 from ecoflap.core.contracts.records import Sample
-from ecoflap.core.errors import DataError, nearest
+from ecoflap.core.errors import DataError, first_of, nearest
 from ecoflap.core.text.strict_yaml import described
 from ecoflap.plugins.datasets.shared.portions import Portion, portion_bounds, portion_problem
 from ecoflap.plugins.datasets.shared.stored_tables import Stored, library_problem
@@ -29,6 +29,8 @@ from ecoflap.plugins.datasets.shared.text_files import (
 from ecoflap.plugins.datasets.shared.token_windows import Begin, TokenWindows
 
 PLAIN, LINES = (".txt", ".md"), (".jsonl", ".json")
+TABLES = (".parquet", ".arrow", ".csv", ".tsv")
+"""Files that may hold text and are not read: whoever names a folder of them hears of it."""
 """Endings of files that are one document, and of those with one a line."""
 LONG = 64_000_000
 """Bytes of text that are read, and in consecutive order tokenised, in about half a minute."""
@@ -85,6 +87,8 @@ class Text:
         windows = TokenWindows.of(adapter, self.bos, self.tokens_per_sample(max_length_of(adapter, model)))
         with named_problems("text"):
             documents = self._portion(self._documents())
+        for passed_over in filter(None, map(_passed_over, self._paths())):
+            note(passed_over)
         if self.order == "random":
             assert self.samples is not None  # _wrong_parameters() has seen to it
             cut = windows.random(documents, self.samples, self.seed)
@@ -168,15 +172,30 @@ class Text:
 
 
 def _suffix(file: Path) -> str:
-    """Give a file's ending before ``.gz``."""
-    return Path(file.name.removesuffix(".gz")).suffix
+    """Give a file's ending before ``.gz``, in lower case."""
+    return Path(file.name.lower().removesuffix(".gz")).suffix
 
 
 def _files(path: Path) -> list[Path]:
     """List the files that are read of a path."""
     if path.is_file():
         return [path]
-    return [file for file in sorted(path.rglob("*")) if file.is_file() and _suffix(file) in PLAIN + LINES]
+    return [file for file in _visible(path) if _suffix(file) in PLAIN + LINES]
+
+
+def _visible(folder: Path) -> list[Path]:
+    """List the files in a folder and its subfolders, without what has a name that begins with a dot."""
+    found = (file for file in sorted(folder.rglob("*")) if file.is_file())
+    return [file for file in found if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
+
+
+def _passed_over(path: Path) -> str | None:
+    """Say which tables of a folder are not read, beside the files that are; None where there are none."""
+    tables = [] if path.is_file() else [file for file in _visible(path) if _suffix(file) in TABLES]
+    if not tables:
+        return None
+    read, left_out = (first_of([str(file.relative_to(path)) for file in found]) for found in (_files(path), tables))
+    return f"text: of the folder {path} only {read} is read, and not {left_out}: tables are read by dataset: {path}"
 
 
 def _problems_of(path: Path) -> Iterator[str]:

@@ -20,6 +20,7 @@ from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.plugins.evaluators.shared.checks import (
     check_ability,
     check_same_classes,
+    check_same_order,
     classes_of,
 )
 from ecoflap.plugins.evaluators.shared.top_k import class_accuracies, likeliest_classes
@@ -73,6 +74,7 @@ class Classification:
         """Give what scores how well each class fits each image."""
         check_ability("classification", Classifies, adapter, model)
         names = classes_of(self.data)
+        check_same_order("classification", names, model)
 
         def scores_of(batch: list[Sample]) -> Float[Tensor, "images classes"]:
             with torch.no_grad():

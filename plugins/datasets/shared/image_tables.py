@@ -164,14 +164,16 @@ def row_from(number: int, where: str, entry: Entry, column_of: Mapping[str, str]
 def image_at(image: Any, folder: Path) -> tuple[Any, str | None]:
     """Give the image that a cell stands for, as a :class:`Row` has it, and the name that it has there; None for none.
 
+    What is there as bytes has no name: samples of one image are known by its pixels then.
+
     :param image: A name, or a tuple of names of which the first whose file is there is meant; an object with its bytes
         or path; or what else the cell holds.
     :param folder: The folder that images are named relative to.
     """
     name = None
     if isinstance(image, Mapping) and ("bytes" in image or "path" in image):
-        name = image.get("path")
-        image = image.get("bytes") or name
+        # Of the path of embedded bytes ``datasets`` keeps the base name alone, which images of several folders share.
+        image = image.get("bytes") or image.get("path")
     if isinstance(image, tuple):
         image = next((one for one in image if os.path.isfile(folder / one)), next(iter(image), None))
     if isinstance(image, str):

@@ -1,6 +1,6 @@
 """Evaluators refuse settings out of range, models that lack an ability, and data with other classes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -78,3 +78,21 @@ def check_same_classes(name: str, own: Sequence[str] | None, count: int, whose: 
             f"{name}: the data has {len(own)} classes ({first_of(own)}), and {whose} {count}: their numbers "
             "mean something else. Give the data the names of all of them."
         )
+
+
+def check_same_order(name: str, own: Sequence[str] | None, model: nn.Module) -> None:
+    """Refuse data whose classes are those that a model's configuration names, in another order.
+
+    A model that names none, or has other words for them, tells nothing.
+
+    :raises DataError: With the first class that has another number.
+    """
+    named: Mapping[int, str] = getattr(getattr(model, "config", None), "id2label", None) or {}
+    if own is None or {*own} != {*named.values()}:
+        return
+    for number, one in enumerate(own):
+        if named.get(number) != one:
+            raise DataError(
+                f"{name}: the data's classes are the model's in another order: {number} is {one!r}, and the model's "
+                f"{named.get(number)!r}. Give the data names: a file with the model's classes in their order."
+            )

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -39,6 +40,18 @@ def test_it_is_softmax_by_hand(heads, groups, queries, masked):
     scores = query.double() @ keys.transpose(2, 3) * 0.3
     scores = scores if mask is None else scores.masked_fill(~mask, -math.inf)
     torch.testing.assert_close(found.double(), (scores.softmax(-1) @ values).transpose(1, 2), rtol=1e-5, atol=1e-6)
+
+
+def test_a_process_that_is_handed_a_model_knows_its_attention():
+    from transformers import AttentionInterface
+
+    grouped = llama()
+    ecoflap.group_attention(grouped)
+    handed = pickle.dumps(grouped)
+    del AttentionInterface._global_mapping[NAME]  # as in a process that was spawned
+    ids = torch.tensor([[3, 5, 8, 9]])
+    with torch.no_grad():
+        assert torch.equal(pickle.loads(handed)(ids).logits, grouped(ids).logits)
 
 
 @pytest.mark.parametrize("padded", [False, True])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from exported import half_pruned, planned
 
-from ecoflap.core.errors import ModelError
+from ecoflap.core.errors import KernelError, ModelError
 from ecoflap.core.kernel import library_file
 from ecoflap.exporters.onnx.exporter import Onnx
 
@@ -94,6 +94,14 @@ def test_a_form_without_functions_is_refused():
     exporter = Onnx(weights="packed_op", form="inline")
     (problem,) = exporter.problems(planned(model.model, model.adapter))
     assert "form: inline is for runtimes that know none. Use weights: bitmask" in problem
+
+
+def test_options_serve_one_session_only(tmp_path):
+    (file,) = Onnx(views=("vision",), weights="bitmask")(half_pruned("vit"), tmp_path).files
+    options = ort.SessionOptions()
+    load_session(file, options=options)
+    with pytest.raises(KernelError, match="Give load_session options of its own for each session"):
+        load_session(file, options=options)
 
 
 @needs_library

@@ -18,6 +18,7 @@ from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.plugins.datasets.image import Image
 from ecoflap.plugins.datasets.image_question_answer import ImageQuestionAnswer
 from ecoflap.plugins.datasets.image_text import ImageText
+from ecoflap.plugins.evaluators.shared.means import image_of
 
 datasets = pytest.importorskip("datasets")
 
@@ -158,6 +159,13 @@ def test_a_dataset_of_bytes_and_paths(hub, read, tmp_path, picture):
     found = read(ImageText(dataset="org/cc", images=tmp_path, samples=2, order="first"))
     assert [sample.image.getpixel((0, 0)) for sample in found] == [(7, 7, 7), (8, 8, 8)]
     assert [sample.text for sample in found] == ["seven", "eight"]
+
+
+def test_embedded_images_of_one_base_name_are_told_apart_by_their_pixels(hub, read):
+    stored = [{"bytes": png(shade, "L"), "path": "0.png"} for shade in (1, 2, 2)]
+    hub(datasets.Dataset.from_dict({"image": stored, "caption": ["one", "two", "too"]}))
+    first, second, again = read(ImageText(dataset="org/cc", samples=3, order="first"))
+    assert image_of(first, 0) != image_of(second, 1) == image_of(again, 2)
 
 
 def test_a_dataset_of_paths(hub, read, tmp_path, picture, monkeypatch):

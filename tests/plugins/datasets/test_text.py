@@ -12,7 +12,7 @@ from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.contracts.protocols import Dataset, ignore
 from ecoflap.core.errors import DataError
 from ecoflap.plugins.datasets.shared import text_files
-from ecoflap.plugins.datasets.text import Text
+from ecoflap.plugins.datasets.text import Text, _passed_over
 
 
 @pytest.fixture
@@ -118,6 +118,29 @@ def test_files_of_a_folder_in_order(tmp_path: Path, windows: Callable[[Text], li
     assert windows(text) == [[3, 3], [4, 4], [5, 5]]
     two = Text(path=(tmp_path / "b.md", tmp_path / "a.txt"), order="consecutive", samples=None, sequence_length=2)
     assert windows(two) == [[4, 4], [3, 3]]
+
+
+def test_a_folder_is_read_but_for_dot_names_whatever_the_case_of_its_suffixes(tmp_path: Path, windows):
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / ".hidden" / "a.txt").write_text("word1 word1")
+    (tmp_path / ".b.txt").write_text("word1 word1")
+    (tmp_path / "C.TXT").write_text("the the")
+    (tmp_path / "d.JSONL").write_text('{"text": "of of"}')
+    text = Text(path=tmp_path, order="consecutive", samples=None, sequence_length=2)
+    assert list(text.problems(context())) == []
+    assert [file.name for file in text.files()] == ["C.TXT", "d.JSONL"]
+    assert windows(text) == [[3, 3], [4, 4]]
+
+
+def test_tables_beside_texts_are_not_passed_over_without_a_word(tmp_path: Path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "README.md").write_text("the of and " * 9)
+    (tmp_path / "data" / "train.parquet").write_bytes(b"PAR1")
+    said = f"text: of the folder {tmp_path} only README.md is read, and not {Path('data') / 'train.parquet'}: "
+    assert _passed_over(tmp_path) == said + f"tables are read by dataset: {tmp_path}"
+    (tmp_path / "data" / "train.parquet").unlink()
+    assert _passed_over(tmp_path) is None
+    assert _passed_over(tmp_path / "README.md") is None
 
 
 def test_line_separators_inside_a_document(tmp_path: Path, windows: Callable[[Text], list[list[int]]]):

@@ -10,6 +10,7 @@ from labelled import Given, labelled
 from ecoflap.core.contracts.protocols import Evaluator, ignore
 from ecoflap.core.errors import DataError, EcoflapError, ModelError
 from ecoflap.plugins.evaluators.classification import Classification
+from ecoflap.plugins.evaluators.shared.checks import check_same_order
 
 
 def classifier(classes: int) -> Any:
@@ -59,6 +60,16 @@ def test_of_few_classes_only_the_first_is_told_and_no_graph_is_built():
 def test_data_it_cannot_use(given: Given, told: str):
     with pytest.raises(DataError, match=told):
         Classification(given)(classifier(5), pico_vit.adapter(), ignore)
+
+
+def test_classes_in_another_order_than_the_models_are_refused():
+    model = classifier(3)
+    model.config.id2label = {0: "fox", 1: "owl", 2: "taxi"}
+    check_same_order("classification", ("fox", "owl", "taxi"), model)
+    check_same_order("classification", ("Fox", "owl", "taxi"), model)  # other words tell nothing
+    check_same_order("classification", None, model)
+    with pytest.raises(DataError, match=r"in another order: 1 is 'taxi', and the model's 'owl'\. Give the data names"):
+        Classification(Given(labelled([1]), ("fox", "taxi", "owl")))(model, pico_vit.adapter(), ignore)
 
 
 def test_models_it_cannot_use():
