@@ -7,7 +7,6 @@ those of a group are rows of one product. torch's product on a CPU takes them he
 microseconds each with 480 keys, which is twelve times as long; transformers gives it rows only beside a mask.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -45,29 +44,25 @@ def group_attention(model: nn.Module) -> None:
         way_out = "say model.set_attn_implementation('sdpa') before" if can else "and has no product of torch's instead"
         raise ModelError(f"{type(model).__name__} attends by {text._attn_implementation!r}: {way_out}")
     changed: Any = model
-    changed.attention_known = _known()
+    changed.attention_known = _AttentionKnown()  # goes wherever the model is pickled to
     changed.set_attn_implementation(NAME)
 
 
-class _Known:
-    """Make the attention known where a model that has it is unpickled, as in a process that is spawned."""
+class _AttentionKnown:
+    """Makes the attention known to transformers, with the masks that ``sdpa`` has: also where it is unpickled.
 
-    def __reduce__(self) -> tuple[Callable[[], "_Known"], tuple[()]]:
-        return _known, ()
+    A process that is spawned with a model knows nothing of what was registered where the model was made.
+    """
 
+    def __init__(self) -> None:
+        from transformers import AttentionInterface
+        from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-def _known() -> _Known:
-    _register()
-    return _Known()
+        AttentionInterface.register(NAME, attend)
+        AttentionMaskInterface.register(NAME, sdpa_mask)
 
-
-def _register() -> None:
-    """Make the attention known to transformers, with the masks that ``sdpa`` has."""
-    from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
-
-    AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
+    def __reduce__(self) -> tuple[type["_AttentionKnown"], tuple[()]]:
+        return _AttentionKnown, ()
 
 
 def attend(

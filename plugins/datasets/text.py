@@ -29,9 +29,9 @@ from ecoflap.plugins.datasets.shared.text_files import (
 from ecoflap.plugins.datasets.shared.token_windows import Begin, TokenWindows
 
 PLAIN, LINES = (".txt", ".md"), (".jsonl", ".json")
-TABLES = (".parquet", ".arrow", ".csv", ".tsv")
-"""Files that may hold text and are not read: whoever names a folder of them hears of it."""
 """Endings of files that are one document, and of those with one a line."""
+TABLES = (".parquet", ".arrow", ".csv", ".tsv")
+"""Endings of files that may hold text and are not read: whoever names a folder of them hears of it."""
 LONG = 64_000_000
 """Bytes of text that are read, and in consecutive order tokenised, in about half a minute."""
 USUAL_LENGTH = 2048
@@ -180,18 +180,18 @@ def _files(path: Path) -> list[Path]:
     """List the files that are read of a path."""
     if path.is_file():
         return [path]
-    return [file for file in _visible(path) if _suffix(file) in PLAIN + LINES]
+    return _files_with(PLAIN + LINES, path)
 
 
-def _visible(folder: Path) -> list[Path]:
-    """List the files in a folder and its subfolders, without what has a name that begins with a dot."""
-    found = (file for file in sorted(folder.rglob("*")) if file.is_file())
+def _files_with(endings: Sequence[str], folder: Path) -> list[Path]:
+    """List files in a folder and its subfolders, without what has a name that begins with a dot."""
+    found = (file for file in sorted(folder.rglob("*")) if _suffix(file) in endings and file.is_file())
     return [file for file in found if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
 
 
 def _passed_over(path: Path) -> str | None:
     """Say which tables of a folder are not read, beside the files that are; None where there are none."""
-    tables = [] if path.is_file() else [file for file in _visible(path) if _suffix(file) in TABLES]
+    tables = _files_with(TABLES, path)  # none of a path that is a file
     if not tables:
         return None
     read, left_out = (first_of([str(file.relative_to(path)) for file in found]) for found in (_files(path), tables))
