@@ -169,7 +169,7 @@ class Blip2Adapter(TransformersAdapter):
         prompting, text = Prompting.of(model), member(model, TEXT)
         first, which = distinct_images(samples)
         prompts = [self._prompt(prompting, sample) for sample in samples]
-        check_length(prompts, generation, prompting.longest)
+        check_length(prompts, generation, prompting.longest, samples)
         ids, mask = padded_left(prompts) if prompting.is_decoder_only else padded_rows(prompts)
         _refuse_blind(prompting, {"input_ids": ids})
         self._check_tokens(model, ids)

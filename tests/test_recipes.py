@@ -172,8 +172,10 @@ def test_every_recipe_is_run_on_something():
 LONGEST = (
     "language/best",
     "language/best-shortened",
+    "encoder-decoder/balanced",
     "encoder-decoder/best",
     "encoder/best",
+    "box/clip",
     "box/blip2",
     "box/blip2-best",
     "box/clip-best",

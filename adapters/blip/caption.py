@@ -86,7 +86,7 @@ class BlipCaptionAdapter(TransformersAdapter):
         """Have the decoder go on from each question, or begin a text of its own, given the image."""
         words, decoder = Words.of(model), member(model, "text_decoder")
         prompts = [words.said(self.processor, sample.question or self._prompt)[:-1] for sample in samples]
-        check_length(prompts, generation, words.longest)
+        check_length(prompts, generation, words.longest, samples)
         with torch.no_grad():
             images = seen_once(model.eval(), self.processor, samples)
 

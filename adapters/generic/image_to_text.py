@@ -92,7 +92,7 @@ class ImageToTextAdapter(GenericAdapter):
         """Have the decoder go on from each question, or begin a text of its own, given the image."""
         pixels, tokenizer = pixels_of(self.processor, samples), tokenizer_of(self.processor)
         begun = [self._begun(model, sample) for sample in samples]
-        check_length(begun, generation, self.max_length(model))
+        check_length(begun, generation, self.max_length(model), samples)
 
         def go_on(numbers: list[int]) -> list[Said]:
             ids = row_tensor([begun[number] for number in numbers], torch.device("cpu"))

@@ -165,7 +165,7 @@ def _config(source: Source) -> Any:
 
     config = source.config
     if "model_type" not in config:
-        raise ModelError("its configuration has no model_type, so it is no model of transformers")
+        raise ModelError(f"{_where(source)}: no model_type, so it is no model of transformers")
     kind = str(config["model_type"])
     if kind not in CONFIG_MAPPING:
         known = f"transformers {transformers.__version__} knows no model of type {kind!r}"

@@ -16,7 +16,7 @@ from ecoflap.adapters.shared.members import find, member
 from ecoflap.adapters.shared.texts import padded_rows
 from ecoflap.core.contracts.abilities import Generation, Said
 from ecoflap.core.contracts.records import Sample
-from ecoflap.core.errors import DataError
+from ecoflap.core.errors import DataError, cut
 
 
 def generated(
@@ -118,18 +118,29 @@ def check_prompts(samples: Sequence[Sample]) -> None:
         raise DataError(f"this model goes on with a text or answers one: {what}.")
 
 
-def check_length(prompts: Sequence[Sequence[int]], generation: Generation, longest: int | None) -> None:
+def check_length(
+    prompts: Sequence[Sequence[int]], generation: Generation, longest: int | None, samples: Sequence[Sample] = ()
+) -> None:
     """Refuse prompts for whose answers the model has no room.
 
     :param longest: How many tokens the model takes; None where there is no limit.
+    :param samples: What the prompts were made of, so that the longest can be found by its sample.
     :raises DataError: Where prompt and answer together are longer than that.
     """
-    tokens, new = max(map(len, prompts)), generation.max_new_tokens
+    number = max(range(len(prompts)), key=lambda at: len(prompts[at]))
+    tokens, new = len(prompts[number]), generation.max_new_tokens
     if longest is not None and tokens + new > longest:
         raise DataError(
-            f"a prompt of {tokens} tokens and max_new_tokens: {new} are more than the {longest} tokens that this model "
-            f"takes: lower max_new_tokens, or shorten the prompt."
+            f"a prompt of {tokens} tokens{_of(samples[number]) if samples else ''} and max_new_tokens: {new} are more "
+            f"than the {longest} tokens that this model takes: lower max_new_tokens, or shorten the prompt."
         )
+
+
+def _of(sample: Sample) -> str:
+    """Say which sample it is, by its question and the name that it has in its data; nothing where it has neither."""
+    name = "" if sample.id is None else f"{sample.id!r}"
+    said = [name, f"{cut(sample.question)!r}"] if sample.question else [name]
+    return f" ({': '.join(filter(None, said))})" if any(said) else ""
 
 
 def distinct_images(samples: Sequence[Sample]) -> tuple[list[Sample], Int64[Tensor, " samples"]]:

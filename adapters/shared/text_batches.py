@@ -103,7 +103,7 @@ def texts_gone_on_with(
     """
     check_prompts(samples)
     prompts = [opening(text_ids(tokenizer, str(sample.question)), tokenizer) for sample in samples]
-    check_length(prompts, generation, longest)
+    check_length(prompts, generation, longest, samples)
     ids, mask = padded_left(prompts)
     device = member(model, "get_input_embeddings")().weight.device
     inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}

@@ -48,6 +48,8 @@ CONFIGS = ("config.json", OPEN_CLIP)
 _INDEX = (".safetensors.index.json", ".bin.index.json")
 """Endings of files that say which weight is in which shard."""
 
+ADAPTER = "adapter_config.json"
+"""What peft writes beside what it has trained, which is no model by itself."""
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 """Files that transformers looks for, in this order, each before the index of its shards. Others it does not read."""
 
@@ -283,8 +285,21 @@ def _in_folder(name: str, folder: Path) -> Source:
     if ggufs:
         raise ModelError(f"{folder} holds {len(ggufs)} GGUF files: name one of {', '.join(ggufs)}.")
     inside = folder / "model"  # where a run keeps the model that it pruned
-    instead = f" There is one in it: name {inside}." if (inside / "config.json").is_file() else ""
+    instead = f" There is one in it: name {inside}." if (inside / "config.json").is_file() else _of_an_adapter(folder)
     raise ModelError(f"no model in {folder}: expected a config.json, or one *.gguf file.{instead}")
+
+
+def _of_an_adapter(folder: Path) -> str:
+    """Say that a folder holds what was trained beside a model, such as a LoRA; nothing where it does not."""
+    file = folder / ADAPTER
+    if not file.is_file():
+        return ""
+    base = read_config(file).get("base_model_name_or_path")
+    trained = f" of {cut(base)}" if isinstance(base, str) and base else ""
+    return (
+        f" {ADAPTER} says that it is a PEFT adapter{trained}, such as a LoRA: merge it into that model by peft's "
+        f"merge_and_unload(), save it with save_pretrained, and name that folder."
+    )
 
 
 def _in_file(name: str, file: Path) -> Source:

@@ -1,12 +1,18 @@
 """Find what evaluates a model by samples that it may have been pruned by: such a figure flatters the pruned model.
 
-Two parts of a recipe draw from the same rows where they are one dataset with the same parameters, but for those that
-say which of the rows are drawn and how they are shown, and where their portions overlap.
+Two parts of a recipe draw from the same rows where both read one file, by whatever path, name or copy of it; or, of
+what is read from no file, where they name one data set of the hub, or are one dataset with the same parameters but for
+those that say which of the rows are drawn and how they are shown. And where their portions overlap.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+from ecoflap.core.contracts.blame import blaming
+from ecoflap.core.disk.whole_files import sha256_of
+from ecoflap.core.errors import EcoflapError
 from ecoflap.core.recipe.differences import is_within
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import Recipe
@@ -14,6 +20,8 @@ from ecoflap.core.recipe.schema import Recipe
 PORTION = "portion"
 OF_DRAWING = frozenset({PORTION, "samples", "seed", "order", "skip", "captions", "prefix", "sequence_length", "bos"})
 """Parameters that keep no rows apart, or that do so by some of their values alone."""
+OF_THE_HUB = ("dataset", "config", "split")
+"""Parameters that name a data set of the hub, whichever dataset reads it."""
 ALL = (0.0, 1.0)
 
 
@@ -30,11 +38,43 @@ def seen_samples(recipe: Recipe) -> list[str]:
 
 
 def _draw_alike(one: PartSpec, other: PartSpec) -> bool:
-    return one.use == other.use and _rows(one) == _rows(other) and _overlap(_portion(one), _portion(other))
+    if not _overlap(_portion(one), _portion(other)):
+        return False
+    is_one_dataset = one.use == other.use and _rows(one) == _rows(other)
+    return is_one_dataset or _is_one_of_the_hub(one, other) or _share_a_file(_files(one), _files(other))
 
 
 def _rows(data: PartSpec) -> Mapping[str, Any]:
     return {name: value for name, value in data.plain().items() if name not in OF_DRAWING}
+
+
+def _is_one_of_the_hub(one: PartSpec, other: PartSpec) -> bool:
+    name, *rest = ([part.parameters.get(parameter) for part in (one, other)] for parameter in OF_THE_HUB)
+    return name[0] is not None and all(first == second for first, second in (name, *rest))
+
+
+def _files(data: PartSpec) -> list[Path]:
+    """Name the files that a dataset reads, as it says itself; none where that fails, as a run says when it asks."""
+    with suppress(EcoflapError), blaming(f"the dataset {data.use}, asked for its files,"):
+        return [Path(file).resolve() for file in data.options.files() or ()]
+    return []
+
+
+def _share_a_file(one: Sequence[Path], other: Sequence[Path]) -> bool:
+    """Say whether a file of one is a file of the other, or holds the same bytes. A folder is itself alone."""
+    if not set(one).isdisjoint(other):
+        return True
+    sizes = [_by_size(files) for files in (one, other)]
+    common = (sizes[0].keys() & sizes[1].keys()) - {0}  # no other file is read
+    first, second = ({sha256_of(file) for size in common for file in files[size]} for files in sizes)
+    return not first.isdisjoint(second)
+
+
+def _by_size(files: Iterable[Path]) -> dict[int, list[Path]]:
+    found: dict[int, list[Path]] = {}
+    for file in filter(Path.is_file, files):
+        found.setdefault(file.stat().st_size, []).append(file)
+    return found
 
 
 def _portion(data: PartSpec) -> Sequence[float]:

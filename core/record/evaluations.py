@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict
 from functools import cached_property, partial
 from hashlib import sha256
@@ -147,7 +146,7 @@ class Evaluation:
         # Of no recipe's seed: both stages are held against each other, and other runs take the dense one over.
         left = left_as_given(who, model, _CURE, is_on_disk=is_on_disk)
         lent = processor_lent(adapter, self.evaluator.factory)
-        named = nullcontext() if is_ours(self.evaluator.factory) else naming(who)
+        named = naming(self.evaluator.use if is_ours(self.evaluator.factory) else who)  # ours mostly say it themselves
         with left, lent, named, blaming(who), seeded(seed_for(0, "evaluate")):
             found = {} if is_remembered else self._found(path, model, adapter, note, ranks)
             if not is_remembered:

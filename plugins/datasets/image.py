@@ -35,7 +35,8 @@ class Image(IndexedImages):
     :param path: A folder of images, an index, or a folder with one: ``index.jsonl``, ``index.json``, ``index.csv``,
         ``metadata.jsonl`` or ``metadata.csv``. Or parquet files, or what ``save_to_disk`` wrote; needs ``datasets``.
     :param images: The folder that an index names images relative to, where it is not the index's own.
-    :param dataset: A data set of the Hugging Face hub instead, with its ``config`` and ``split``; needs ``datasets``.
+    :param dataset: A data set of the Hugging Face hub instead, or a local one by a path that begins with ``/``, ``./``,
+        ``../`` or ``~``, with its ``config`` and ``split``; needs ``datasets``.
     :param columns: Names of the columns, where they are not ``image`` (or ``file_name``) and ``label``. The latter may
         be missing, as may ``image_id`` and ``kind``.
     :param samples: How many samples it yields; None for all there are.

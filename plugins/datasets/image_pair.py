@@ -41,7 +41,8 @@ class ImagePair(IndexedImages):
         or ``metadata.csv``. Or parquet files, or what ``save_to_disk`` wrote; needs ``datasets``.
     :param images: The folder that images are named relative to, where it is not the index's own. NLVR2's are looked for
         in it, and below it in the folders that NLVR2 has for them: ``dev``, ``test1``, ``train/92``.
-    :param dataset: A data set of the Hugging Face hub instead, with its ``config`` and ``split``; needs ``datasets``.
+    :param dataset: A data set of the Hugging Face hub instead, or a local one by a path that begins with ``/``, ``./``,
+        ``../`` or ``~``, with its ``config`` and ``split``; needs ``datasets``.
     :param columns: Names of the columns, where they are not ``sentence`` (or ``text``), ``label``, and ``images``, a
         list of two; or ``left`` and ``right`` (or ``left_image``, ``right_image``, or ``image0``, ``image1``) for a
         column each; or ``id`` (or ``identifier``), by which NLVR2's files tell their images. A label is true or false,

@@ -34,7 +34,8 @@ class ImageQuestionAnswer(IndexedImages):
     :param image_name: What image files are called, for questions that have their numbers alone:
         ``"COCO_val2014_{image_id:012d}.jpg"``. Tried without it are that, with the ``data_subtype`` of the questions,
         then ``{image_id:012d}`` and ``{image_id}``, each with ``.jpg``, ``.png`` and ``.jpeg``.
-    :param dataset: A data set of the Hugging Face hub instead, with its ``config`` and ``split``; needs ``datasets``.
+    :param dataset: A data set of the Hugging Face hub instead, or a local one by a path that begins with ``/``, ``./``,
+        ``../`` or ``~``, with its ``config`` and ``split``; needs ``datasets``.
     :param columns: Names of the columns, where they are not ``image`` (or ``file_name``), ``question`` and ``answers``
         (or ``answer``): ``{answers: multiple_choice_answer}``. Answers are one text, a list of texts, or of
         ``{"answer": text}``, as VQAv2 has the ten of its annotators; all of them are kept, in their order. ``id`` (or

@@ -32,7 +32,8 @@ class ImageText(IndexedImages):
         ``index.csv``, ``metadata.jsonl`` or ``metadata.csv``. Or the JSON file of COCO captions, of NoCaps, or of
         Karpathy's splits of COCO or Flickr30k. Or parquet files, or what ``save_to_disk`` wrote; needs ``datasets``.
     :param images: The folder that the index names images relative to, where it is not the index's own.
-    :param dataset: A data set of the Hugging Face hub instead, with its ``config``; needs ``datasets``.
+    :param dataset: A data set of the Hugging Face hub instead, or a local one by a path that begins with ``/``, ``./``,
+        ``../`` or ``~``, with its ``config``; needs ``datasets``.
     :param split: A split of a data set or of Karpathy's: ``train``, ``val``, ``test``, or several, ``train+restval``.
     :param columns: Names of the columns, where they are not ``image`` (or ``file_name``) and ``text`` (or ``caption``):
         ``{text: title}``. A caption is a text or a list of them. ``image_id`` and ``kind`` (or NoCaps' ``domain``) may

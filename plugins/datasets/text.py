@@ -6,6 +6,7 @@ Wanda and SparseGPT draw 128 of them from C4, at random places of random documen
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +20,15 @@ from ecoflap.core.contracts.records import Sample
 from ecoflap.core.errors import DataError, first_of, nearest
 from ecoflap.core.text.strict_yaml import described
 from ecoflap.plugins.datasets.shared.portions import Portion, portion_bounds, portion_problem
-from ecoflap.plugins.datasets.shared.stored_tables import Stored, library_problem
+from ecoflap.plugins.datasets.shared.stored_tables import (
+    HubOrPath,
+    Stored,
+    files_of_dataset,
+    is_saved,
+    is_stored,
+    library_problem,
+    missing_dataset,
+)
 from ecoflap.plugins.datasets.shared.text_files import (
     json_lines,
     missing_path,
@@ -52,7 +61,8 @@ class Text:
     begins as it begins a text.
 
     :param path: Files, or folders that are searched for them in alphabetical order.
-    :param dataset: A data set of the Hugging Face hub instead, with its ``config`` and ``split``; needs ``datasets``.
+    :param dataset: A data set of the Hugging Face hub instead, or a local one by a path that begins with ``/``, ``./``,
+        ``../`` or ``~``, with its ``config`` and ``split``; needs ``datasets``.
     :param column: Where the text is in a data set, or in a line of JSON.
     :param samples: How many windows it yields; None for all there are, which random order has not.
     :param sequence_length: Tokens in a window, with those that begin it; None for the model's longest, but 2048 at
@@ -69,7 +79,7 @@ class Text:
     """
 
     path: tuple[Path, ...] | Path | None = None
-    dataset: str | None = None
+    dataset: HubOrPath | None = None
     config: str | None = None
     column: str = "text"
     split: str = "train"
@@ -86,12 +96,12 @@ class Text:
             raise DataError(*wrong)
         windows = TokenWindows.of(adapter, self.bos, self.tokens_per_sample(max_length_of(adapter, model)))
         with named_problems("text"):
-            documents = self._portion(self._documents())
+            documents = self._portion(self._documents(note))
         for passed_over in filter(None, map(_passed_over, self._paths())):
             note(passed_over)
         if self.order == "random":
             assert self.samples is not None  # _wrong_parameters() has seen to it
-            cut = windows.random(documents, self.samples, self.seed)
+            cut = windows.random(documents, self.samples, self.seed, note)
         else:
             cut = windows.consecutive(documents, self.samples, spread=self.order == "spread")
         yield from (Sample(tokens=window) for window in cut)
@@ -99,7 +109,7 @@ class Text:
     @property
     def fetches(self) -> bool:
         """Say whether the text may come over a network."""
-        return self.dataset is not None
+        return isinstance(self.dataset, str)
 
     @property
     def slow_to_begin(self) -> bool:
@@ -112,7 +122,8 @@ class Text:
 
     def files(self) -> Iterator[Path]:
         """Name every file that is read, so that a change of any is seen."""
-        return (file for path in self._paths() if path.exists() for file in _files(path))
+        named = (file for path in self._paths() if path.exists() for file in _files(path))
+        return chain(named, files_of_dataset(self.dataset))
 
     def tokens_per_sample(self, longest: int | None) -> int:
         """Tell how many tokens a window has.
@@ -136,7 +147,7 @@ class Text:
         if self.path is not None and self.dataset is not None:
             yield "path and dataset exclude each other."
         if self.dataset is not None:
-            yield from filter(None, [library_problem("dataset")])
+            yield from filter(None, [library_problem("dataset"), missing_dataset(self.dataset)])
         if self.samples is None and self.order == "random":
             yield "samples is needed in random order; without it, set order: consecutive."
         if self.samples is not None and self.samples < 1:
@@ -151,10 +162,10 @@ class Text:
             return (shipped,) if self.dataset is None else ()
         return self.path if isinstance(self.path, tuple) else (self.path,)
 
-    def _documents(self) -> list[str]:
+    def _documents(self, note: Note) -> list[str]:
         """Read all documents that are not blank."""
         if self.dataset is not None:
-            return _documents_of(Stored.of_hub(self.dataset, self.config, self.split), self.column)
+            return _documents_of(Stored.of_hub(self.dataset, self.config, self.split), self.column, note)
         found = [text for path in self._paths() for file in _files(path) for text in _read(file, self.column)]
         documents = [text for text in found if text.strip()]
         if not documents:
@@ -203,6 +214,8 @@ def _problems_of(path: Path) -> Iterator[str]:
     known = ", ".join(PLAIN + LINES)
     if not path.exists():
         yield missing_path(path)
+    elif is_stored(path) if path.is_file() else is_saved(path):
+        yield f"{path} is a table: it is read by dataset: {path} in place of path."
     elif path.is_file() and _suffix(path) not in PLAIN + LINES:
         yield f"{path} is of a kind that is not read. Known: {known}, and each of these with .gz."
     elif not _files(path):
@@ -226,14 +239,18 @@ def _read(file: Path, column: str) -> Iterator[str]:
         yield row[column]
 
 
-def _documents_of(stored: Stored, column: str) -> list[str]:
-    """Read the documents of a data set that are not blank."""
+def _documents_of(stored: Stored, column: str, note: Note) -> list[str]:
+    """Read the documents of a data set that are not blank; rows of a hub's that hold none are for nobody to mend."""
     table = stored.load()
     if column not in table.column_names:
         raise DataError(_no_column(column, table.column_names, stored.where))
-    documents = [text for text in table[column] if isinstance(text, str) and text.strip()]
+    texts = list(table[column])
+    documents = [text for text in texts if isinstance(text, str) and text.strip()]
     if not documents:
         raise DataError(f"{stored.where} holds no text in column {column!r}.")
+    nothing = sum(text is None for text in texts)
+    if nothing:
+        note(f"text: {nothing} of {len(texts)} rows of {stored.where} hold nothing in {column!r}, and are left out")
     return documents
 
 

@@ -26,7 +26,8 @@ class TextPair(IndexedRows):
     :param path: A ``.jsonl`` file (an object a line), a ``.json`` file (a list of objects) or a ``.csv`` file with a
         header; or a folder with one, ``index.jsonl`` or another of the names that the image datasets know. Or parquet
         files, or what ``save_to_disk`` wrote; needs ``datasets``.
-    :param dataset: A data set of the Hugging Face hub instead, with its ``config`` and ``split``; needs ``datasets``.
+    :param dataset: A data set of the Hugging Face hub instead, or a local one by a path that begins with ``/``, ``./``,
+        ``../`` or ``~``, with its ``config`` and ``split``; needs ``datasets``.
     :param columns: Names of the columns, where they are not ``question`` (or ``source``, ``input``, ``prompt``) and
         ``answers`` (or ``answer``, ``target``, ``output``, ``completion``): ``{question: en, answers: de}``. Of several
         answers the first is what the model is to say.

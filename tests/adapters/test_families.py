@@ -13,7 +13,7 @@ from column_norms import column_norms
 from family import Family
 from idle import Idle
 from pico_clip import tokenizer
-from table import ALL_ROWS, DOUBLES, THOROUGH, marked
+from table import ALIKE, ALL_ROWS, DOUBLES, SHARING, THOROUGH, marked
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -44,6 +44,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 thorough = pytest.mark.parametrize("name", marked(THOROUGH))
+end_to_end = pytest.mark.parametrize("name", marked(THOROUGH, ALIKE | SHARING))
 
 
 @dataclass
@@ -391,7 +392,7 @@ def run(case: Case, folder: Path, model: dict[str, Any] | None = None, **keys: A
     return ecoflap.run(recipe, model=case.model, processor=case.adapter.processor, folder=folder, allow_code=True)
 
 
-@thorough
+@end_to_end
 def test_idle_blocks_may_be_anywhere(case: Case):
     """With every block's weights NaN while it does not run, all comes out the same, one block at a time."""
     anatomy = Anatomy.of(case.adapter.towers(case.model), case.adapter.layers)
@@ -432,7 +433,7 @@ def test_one_budget_is_met_exactly_and_nothing_else_changes(case: Case, tmp_path
     check_run(case, "zeroth order and Wanda", tmp_path)
 
 
-@thorough
+@end_to_end
 def test_and_with_another_method(case: Case, tmp_path: Path):
     check_run(case, "first order and SparseGPT", tmp_path)
 
@@ -528,7 +529,7 @@ def tied(model: nn.Module) -> list[list[str]]:
     return [group for group in names.values() if len(group) > 1]
 
 
-@thorough
+@end_to_end
 def test_two_of_four_in_every_layer(case: Case, tmp_path: Path):
     uneven = [layer.name for _, layer in case.anatomy.layers() if layer.shape[1] % 4]
     if uneven:
@@ -540,7 +541,7 @@ def test_two_of_four_in_every_layer(case: Case, tmp_path: Path):
     assert done.plan.keep * 2 == done.plan.size
 
 
-@thorough
+@end_to_end
 def test_a_tower_with_a_budget_of_its_own_and_all_that_can_be_included(case: Case, tmp_path: Path):
     first = case.row.towers[0]
     included = [*case.row.kept, *case.row.outside]
@@ -557,7 +558,7 @@ def test_a_tower_with_a_budget_of_its_own_and_all_that_can_be_included(case: Cas
     check_reloaded(case, tmp_path / "run" / "model")
 
 
-@thorough
+@end_to_end
 @pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)], ids=str)
 def test_a_16_bit_model_comes_out_as_it_came_in(case: Case, dtype: torch.dtype, tmp_path: Path):
     if dtype in case.row.cannot:

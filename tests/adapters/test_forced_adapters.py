@@ -3,7 +3,7 @@
 from functools import cache
 
 import pytest
-from table import ROWS
+from table import ROWS, marked
 from torch import nn
 
 import ecoflap
@@ -28,7 +28,7 @@ def registry():
     return load_registry(installed=False, allow_code=True)
 
 
-@pytest.fixture(params=sorted(ROWS))
+@pytest.fixture(params=marked(sorted(ROWS)))
 def row(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

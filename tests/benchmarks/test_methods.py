@@ -35,7 +35,9 @@ def test_with_jitter_each_layer_keeps_one_weight_less(sparsity, pico_llama, pico
     assert kept[1] == {name: keep - 1 for name, keep in kept[0].items()}
 
 
-@pytest.mark.parametrize("model", LAYERS)
+@pytest.mark.parametrize(
+    "model", [pytest.param(one, marks=() if one in ("smollm2", "llava") else pytest.mark.slow) for one in LAYERS]
+)
 def test_what_each_row_sets_is_valid_in_its_recipe(model, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
     monkeypatch.chdir(tmp_path)  # where the text is written that language models are measured on

@@ -106,10 +106,13 @@ VARIANTS = {
 OF_EACH_KIND = {"bart", "bert", "gpt2", "idefics3", "llava", "mixtral", "mllama", "qwen2_vl"}
 """Rows of the generic adapters that are tested each time."""
 DOUBLES = {
-    "cohere2_vision", "deepseek_vl", "exaone4_5", "glm46v", "glm_ocr", "got_ocr2", "lighton_ocr", "llava_next_video",
-    "mistral4", "qwen2_5_omni_thinker", "qwen3_5", "video_llama_3", "vipllava",
+    "aya_vision", "blenderbot", "cohere2_vision", "deepseek_vl", "exaone4_5", "glm46v", "glm4v", "glm_ocr", "got_ocr2",
+    "granite_docling", "idefics2", "internvl", "lighton_ocr", "llava_next_video", "m2m_100", "marian", "mbart",
+    "mistral3", "mistral4", "qwen2_5_omni_thinker", "qwen3_5", "qwen3_vl", "video_llama_3", "vipllava", "vit_gpt2",
 }  # fmt: skip
 """Rows of the generic adapters that are so like others that even what all rows go through is for the slow tests."""
+SHARING = {"blip2_opt", "blip2_retrieval", "dinov2", "open_clip", "siglip", "vit_classifier"}
+"""Rows of adapters that have another row, or the blocks of one, so that runs from end to end may leave them to it."""
 ALIKE = VARIANTS | (GENERIC_ROWS.keys() - OF_EACH_KIND)
 
 

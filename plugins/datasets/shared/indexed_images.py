@@ -56,7 +56,7 @@ class IndexedImages(IndexedRows):
             images.extend(image for image in self._images_in(row) if isinstance(image, Path))
             return make(row)
 
-        if self.dataset is None and not any(self._parameter_problems()):
+        if not self.fetches and not any(self._parameter_problems()):
             with suppress(DataError):
                 for _ in self._walk(look, ignore):
                     pass

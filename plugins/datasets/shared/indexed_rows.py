@@ -16,7 +16,15 @@ from ecoflap.core.errors import DataError, nearest
 from ecoflap.plugins.datasets.shared.image_tables import INDEXES, Row, Table, index_of, index_table
 from ecoflap.plugins.datasets.shared.portions import Portion, portion_problem, rows_in
 from ecoflap.plugins.datasets.shared.published_files import Entries, recognised
-from ecoflap.plugins.datasets.shared.stored_tables import Stored, is_stored, library_problem, stored_table
+from ecoflap.plugins.datasets.shared.stored_tables import (
+    HubOrPath,
+    Stored,
+    files_of_dataset,
+    is_stored,
+    library_problem,
+    missing_dataset,
+    stored_table,
+)
 from ecoflap.plugins.datasets.shared.text_files import missing_path, named_problems
 from ecoflap.plugins.datasets.shared.unusable_rows import RowTally, UnusableRow
 
@@ -37,7 +45,7 @@ class IndexedRows(ABC):
     """
 
     path: Path | None = None
-    dataset: str | None = None
+    dataset: HubOrPath | None = None
     config: str | None = None
     split: str = "train"
     columns: Mapping[str, str] | None = None
@@ -57,7 +65,7 @@ class IndexedRows(ABC):
     @property
     def fetches(self) -> bool:
         """Say whether the samples may come over a network."""
-        return self.dataset is not None
+        return isinstance(self.dataset, str)
 
     def problems(self, context: PlanContext) -> Iterator[str]:
         """Say what is wrong with the parameters and the rows that are drawn. Nothing is fetched."""
@@ -117,7 +125,7 @@ class IndexedRows(ABC):
             yield from filter(None, [library_problem(f"{self.path}" if stored else "dataset")])
         if self.samples is not None and self.samples < 1:
             yield f"samples is {self.samples}; at least 1 is needed, or null for all there are."
-        yield from filter(None, [portion_problem(self.portion)])
+        yield from filter(None, [missing_dataset(self.dataset), portion_problem(self.portion)])
         for what in (what for what in self.columns or () if what not in self.reads):
             known = f"{nearest(what, self.reads)} Known: {', '.join(self.reads)}."
             yield f"columns names {what!r}, which is not read.{known}"
@@ -126,11 +134,9 @@ class IndexedRows(ABC):
 
     def _indexes(self) -> Iterator[Path]:
         """Name the files that rows are read from."""
-        path = self.path if self.dataset is None else Path(self.dataset)
-        if path is None or not path.is_dir():
-            yield from filter(None, [path])
-        elif self.dataset is not None or is_stored(path):
-            yield from (file for file in sorted(path.rglob("*")) if file.is_file())
+        path = self.path
+        if path is None or not path.is_dir() or is_stored(path):
+            yield from files_of_dataset(self.dataset if path is None else path)
         else:
             indexes = [path / name for name in INDEXES if (path / name).is_file()]
             yield from indexes or [path]
@@ -139,14 +145,15 @@ class IndexedRows(ABC):
         with named_problems(self.name):
             if self.dataset is not None:
                 stored = Stored.of_hub(self.dataset, self.config, self.split)
-                return stored_table(stored, self._images_beside(Path.cwd()), self._columns)
+                folder = _folder_of(self.dataset) if isinstance(self.dataset, Path) else Path.cwd()
+                return stored_table(stored, self._images_beside(folder), self._columns)
             assert self.path is not None  # _wrong_parameters() has seen to it
             return self._table_of_path(self.path)
 
     def _table_of_path(self, path: Path) -> Table:
         if not path.exists():
             raise DataError(missing_path(path))
-        folder = path.parent if path.is_file() else path
+        folder = _folder_of(path)
         if is_stored(path):
             stored = Stored(str(path), self.config, self.split, str(path))
             return stored_table(stored, self._images_beside(folder), self._columns)
@@ -265,3 +272,7 @@ class WantedColumns:
         moves = what == "image" and any("video" in str(name).lower() for name in there)
         videos = " Videos are not read: take frames out of them, as images." if moves else ""
         return f"{where} has no column {' or '.join(map(repr, names))}.{near} Known: {known}.{videos or hint}"
+
+
+def _folder_of(path: Path) -> Path:
+    return path.parent if path.is_file() else path

@@ -3,13 +3,26 @@
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeAlias
+
+from pydantic import AfterValidator
 
 from ecoflap.core.errors import DataError, nearest
 from ecoflap.plugins.datasets.shared.image_tables import Columns, Row, Table, row_from
+from ecoflap.plugins.datasets.shared.text_files import missing_path
 
 SAVED = ("state.json", "dataset_dict.json")
 """What ``save_to_disk`` writes, of one split or of several."""
+BEGIN_OF_PATHS = ("/", "./", "../", "~")
+"""What tells a path from a name at the hub, both of which may have a slash in the middle."""
+
+
+def _as_path(name: Path | str) -> Path | str:
+    return Path(name) if isinstance(name, str) and (name in (".", "..") or name.startswith(BEGIN_OF_PATHS)) else name
+
+
+HubOrPath: TypeAlias = Annotated[Path | str, AfterValidator(_as_path)]
+"""A data set of the hub, or a local one by a path, which a recipe so has relative to its own file, as all its paths."""
 
 
 def library_problem(what: str) -> str | None:
@@ -37,9 +50,9 @@ class Stored(NamedTuple):
     where: str
 
     @classmethod
-    def of_hub(cls, name: str, config: str | None, split: str) -> "Stored":
+    def of_hub(cls, name: Path | str, config: str | None, split: str) -> "Stored":
         """Name a data set of the hub, or a local one by its path as the library takes it."""
-        return cls(name, config, split, f"dataset {name!r}")
+        return cls(str(name), config, split, f"dataset {str(name)!r}")
 
     def load(self) -> Any:
         """Load the split.
@@ -51,7 +64,7 @@ class Stored(NamedTuple):
 
         path = Path(self.name)
         try:
-            if _is_saved(path):
+            if is_saved(path):
                 return self._split_of(load_from_disk(self.name))
             if path.is_file():
                 return load_dataset("parquet", data_files={self.split: self.name}, split=self.split)
@@ -69,11 +82,25 @@ class Stored(NamedTuple):
         return saved[self.split]
 
 
+def missing_dataset(dataset: Path | str | None) -> str | None:
+    """Say that a local data set is not there; None where it is, and of one of the hub, which is not asked."""
+    return missing_path(dataset) if isinstance(dataset, Path) and not dataset.exists() else None
+
+
+def files_of_dataset(dataset: Path | str | None) -> Iterator[Path]:
+    """Name the files of a local data set; none of one of the hub."""
+    path = None if dataset is None else Path(dataset)
+    if path is not None and path.is_dir():
+        yield from (file for file in sorted(path.rglob("*")) if file.is_file())
+    elif path is not None and path.exists():
+        yield path
+
+
 def is_stored(path: Path) -> bool:
     """Say whether a path is a parquet file, a folder of them or of one ``data``, or was written by ``save_to_disk``."""
     if path.is_file():
         return path.suffix.lower() == ".parquet"
-    return _is_saved(path) or any(next(path.glob(pattern), None) for pattern in ("*.parquet", "data/*.parquet"))
+    return is_saved(path) or any(next(path.glob(pattern), None) for pattern in ("*.parquet", "data/*.parquet"))
 
 
 def stored_table(stored: Stored, folder: Path, columns: Columns) -> Table:
@@ -112,5 +139,6 @@ def _undecoded(rows: Any) -> Any:
     return rows
 
 
-def _is_saved(path: Path) -> bool:
+def is_saved(path: Path) -> bool:
+    """Say whether a folder was written by ``save_to_disk``."""
     return any((path / name).is_file() for name in SAVED)

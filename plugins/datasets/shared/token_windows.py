@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from ecoflap.core.contracts.protocols import Adapter
+from ecoflap.core.contracts.protocols import Adapter, Note
 from ecoflap.core.errors import DataError
 
 BETWEEN = "\n\n"
@@ -19,6 +19,13 @@ BETWEEN = "\n\n"
 PIECE, OVERLAP, AGREED = 500_000, 6_000, 64
 """Characters of a text that are tokenised at a time, how many of them the next time has again, and how many tokens of
 theirs have to be the same. A tokenizer takes some 180 bytes for a character while it reads; 4 are kept for a token."""
+LONGER = {True: 3, False: 11}
+"""How many bytes a tokenizer may make of one before it cuts: 3 of ASCII, for SentencePiece has a sign of three for a
+blank; else 11, for NFKC writes U+FDFA, of 3 bytes, in full. A token has one byte at least."""
+BEGUN = 8
+"""Bytes that a tokenizer may put before a text, as SentencePiece puts such a blank."""
+FEW = 10
+"""Of so many documents that were looked at fewer than one was long enough, which is worth a word."""
 
 Begin: TypeAlias = Literal["auto"] | bool
 """What every window begins with: ``auto`` is what the tokenizer itself puts there, True its begin token."""
@@ -57,10 +64,14 @@ class TokenWindows:
         """Say how many tokens of a window are text."""
         return self.length - len(self.begin)
 
-    def random(self, documents: Sequence[str], samples: int, seed: int) -> Iterator[Int64[Tensor, " tokens"]]:
+    def random(
+        self, documents: Sequence[str], samples: int, seed: int, note: Note
+    ) -> Iterator[Int64[Tensor, " tokens"]]:
         """Draw windows as Wanda and SparseGPT do from C4; but a document that is too short is not drawn again.
 
         The tokens of one that is long enough are kept, for a few long documents are drawn again and again.
+
+        :param note: Told where only few documents are long enough.
         """
         random, candidates, drawn = Random(seed), list(range(len(documents))), 0
         known: dict[int, array[int]] = {}
@@ -68,13 +79,16 @@ class TokenWindows:
             place = random.randrange(len(candidates))
             number = candidates[place]
             if number not in known:
-                tokens = plain_tokens(self.tokenizer, documents[number])
+                may_do = _tokens_at_most(documents[number]) >= self.text_length  # a short one takes a tokenizer 0.1 ms
+                tokens = plain_tokens(self.tokenizer, documents[number]) if may_do else ()
                 if len(tokens) < self.text_length:
                     del candidates[place]
                     continue
                 known[number] = array("i", tokens)  # four bytes a token, which is about the size of the text
-            yield self._drawn(known[number], random)
             drawn += 1
+            if drawn == samples:  # said before the last one is given: nobody may ask for another
+                self._note_few(len(known), len(documents) - len(candidates), note)
+            yield self._drawn(known[number], random)
         if drawn == samples:
             return
         tokens = self._joined(documents)
@@ -99,6 +113,14 @@ class TokenWindows:
         among = available if spread else wanted
         yield from (self._window(tokens, index * among // wanted * self.text_length) for index in range(wanted))
 
+    def _note_few(self, used: int, too_short: int, note: Note) -> None:
+        """Say where most documents are too short, so that all windows are of a few."""
+        if used * FEW < used + too_short:
+            note(
+                f"text: all windows are of {used} of the documents, for {too_short} that were looked at are shorter "
+                f"than a window of {self.length} tokens. Lower sequence_length, or set order: spread, which joins them"
+            )
+
     def _joined(self, documents: Sequence[str]) -> Sequence[int]:
         """Give the tokens of all documents together, which have to fill a window."""
         tokens = plain_tokens(self.tokenizer, BETWEEN.join(documents))
@@ -116,6 +138,11 @@ class TokenWindows:
 
     def _window(self, tokens: Sequence[int], start: int) -> Int64[Tensor, " tokens"]:
         return torch.tensor([*self.begin, *tokens[start : start + self.text_length]], dtype=torch.int64)
+
+
+def _tokens_at_most(text: str) -> int:
+    """Give a number of tokens that a text has at most, by any tokenizer that writes nothing else in its place."""
+    return len(text.encode(errors="surrogatepass")) * LONGER[text.isascii()] + BEGUN
 
 
 def tokenizer_of(adapter: Adapter) -> Any:

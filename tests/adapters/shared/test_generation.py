@@ -320,5 +320,8 @@ def test_a_text_that_would_be_longer_than_the_model_takes_is_refused(name: str, 
     sample = replace(one.samples[0], question="w1 w2 w3 w4 w5")
     (said,) = one.says(Generation(fits, fits), [sample])
     assert len(said.tokens) == fits
-    with pytest.raises(DataError, match=rf"max_new_tokens: {fits + 1} are more than the 64 tokens"):
-        one.says(Generation(fits + 1, 0), [sample])
+    more, short = Generation(fits + 1, 0), replace(sample, question="w1", id=3)
+    with pytest.raises(DataError, match=rf"\('w1 w2 w3 w4 w5'\) and max_new_tokens: {fits + 1} are more than the 64 t"):
+        one.says(more, [short, sample])
+    with pytest.raises(DataError, match=r"a prompt of \d+ tokens \(17: 'w1 w2 w3 w4 w5'\) and max_new_tokens"):
+        one.says(more, [short, replace(sample, id=17)])

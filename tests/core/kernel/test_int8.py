@@ -89,7 +89,7 @@ def test_every_path_gives_the_exact_product(outputs, inputs, batch, sparsity, dt
 
 @every_path
 @kinds
-@pytest.mark.parametrize("inputs", [5000, 5024, 4096])
+@pytest.mark.parametrize("inputs", [5000, *(pytest.param(one, marks=pytest.mark.slow) for one in (5024, 4096))])
 @pytest.mark.parametrize("sparsity", [0.0, 0.5])
 def test_many_rows_give_the_exact_product(path, values, inputs, sparsity):
     """So many that a path for tiles has several bands of rows, panels of blocks and slices of columns."""

@@ -101,6 +101,16 @@ def test_a_run_folder_keeps_its_model_in_a_folder(tmp_path: Path):
         open_source("run", tmp_path)
 
 
+@pytest.mark.parametrize(("base", "told"), [("org/base", " of org/base"), (None, ""), (7, "")])
+def test_a_folder_of_an_adapter_is_called_one(tmp_path, base, told):
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": base}))
+    with pytest.raises(
+        ModelError, match=rf"no model in .* is a PEFT adapter{told}, such as a LoRA: merge it into that m"
+    ):
+        open_source(str(tmp_path), tmp_path)
+
+
 def test_a_broken_gguf(tmp_path: Path):
     pytest.importorskip("gguf", reason="pip install 'ecoflap[gguf]'")
     model_folder(tmp_path, ("a.gguf",), config=False)

@@ -44,8 +44,8 @@ def recipe_of(pico_llama, redraw, pico_llama_folder, plain):
     return recipe_of
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float32, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_training_the_whole_model_holds_what_the_plan_says(recipe_of, heard_by, tmp_path, dtype, count):
     recipe, seen = recipe_of(dtype, count), {}
 

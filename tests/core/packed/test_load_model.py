@@ -42,7 +42,7 @@ def kinds(model: nn.Module) -> dict[str, torch.dtype]:
     return {name: buffer.dtype for name, buffer in model.named_buffers()}
 
 
-@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize("name", marked(WHOLE))
 def test_it_is_the_model_that_was_exported(name: str, dtype: torch.dtype | None, folder: Path, tmp_path: Path):
     if name == "blip2_retrieval" and dtype is torch.float16 and is_before("4.52"):

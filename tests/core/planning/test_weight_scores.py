@@ -93,7 +93,9 @@ POINTS = ["event:Progress score:3", "rename:scores/004.safetensors:before", "ren
           "event:StageFinished score:1", "rename:plan.json:before", "rename:plan.json:after"]  # fmt: skip
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize(
+    "point", [pytest.param(one, marks=pytest.mark.slow if number % 2 else ()) for number, one in enumerate(POINTS)]
+)
 def test_a_killed_run_goes_on_and_ends_the_same(by_inputs, lasting, point, tmp_path):
     whole = ecoflap.run(by_inputs, folder=tmp_path / "whole").folder
     folder = tmp_path / "run"

@@ -36,8 +36,10 @@ from ecoflap.exporters import hugging_face
 pytest.importorskip("transformers", minversion="5.0", reason="it leaves weights on the disk from version 5 on")
 pytest.importorskip("accelerate")
 
+SLOW = pytest.mark.slow
 
-@pytest.fixture(params=["llama", "llama-tied", pytest.param("mixtral", marks=pytest.mark.slow), "gpt_oss"])
+
+@pytest.fixture(params=["llama-tied", "gpt_oss", *(pytest.param(kind, marks=SLOW) for kind in ("llama", "mixtral"))])
 def recipe(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
     """A recipe of a model in several files."""
     return recipe_of(request.param, tmp_path)
@@ -133,7 +135,7 @@ def test_numbers_of_weights_and_their_gradients_are_the_same(recipe, tmp_path):
     assert not list((tmp_path / "disk").glob(".kept*"))
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=SLOW)])
 def test_another_type_than_the_files_have(recipe, dtype, tmp_path):
     """In float16 transformers keeps gpt_oss's norms in float32."""
     as_asked = {**recipe, "model": {**recipe["model"], "dtype": dtype}, "score": None, "allocate": "uniform"}
@@ -228,7 +230,7 @@ def test_nothing_is_recorded_of_a_checkpoint_that_changes_while_it_is_looked_at(
 
 
 @pytest.mark.parametrize("recipe", ["llama"], indirect=True)
-@pytest.mark.parametrize("harm", ["overwrite", "cut off", "delete"])
+@pytest.mark.parametrize("harm", ["overwrite", *(pytest.param(one, marks=SLOW) for one in ("cut off", "delete"))])
 def test_once_the_pruned_model_is_saved_nothing_reads_its_source(recipe, harm, heard_by, tmp_path):
     """Neither the evaluation nor an export of what is in no block, as the embedding and the head."""
     ecoflap.run(recipe, folder=tmp_path / "whole")

@@ -73,8 +73,8 @@ def assert_same(a: Path, b: Path) -> None:
     ("kind", "keys"),
     [
         ("llama", ROUNDS),
-        ("llama", REFINED),
-        ("llama", GRADIENTS),
+        pytest.param("llama", REFINED, marks=SLOW),
+        pytest.param("llama", GRADIENTS, marks=SLOW),
         ("llama-tied", {**TRIED, "include": ["lm_head"]}),
         pytest.param("llama-tied", {**ROUNDS, "rounds": 2, "sequential": True}, marks=SLOW),
         ("mixtral", REFINED),
@@ -157,10 +157,10 @@ BLOCKS = 2
     ("keys", "count"),
     [
         pytest.param(TRIED, 2, marks=SLOW),  # in the first trial
-        (TRIED, 2 * BLOCKS - 1),  # in the second one
+        pytest.param(TRIED, 2 * BLOCKS - 1, marks=SLOW),  # in the second one
         pytest.param(TRIED, BLOCKS + 1, marks=SLOW),
         pytest.param(ROUNDS, 2, marks=SLOW),
-        (ROUNDS, BLOCKS + 2),
+        pytest.param(ROUNDS, BLOCKS + 2, marks=SLOW),
         pytest.param(ROUNDS, 2 * BLOCKS + 1, marks=SLOW),
         (BOTH, 3 * BLOCKS + 2),  # in the first trial of the second round
         pytest.param(BOTH, 6 * BLOCKS - 1, marks=SLOW),
@@ -179,8 +179,8 @@ def test_a_killed_run_goes_on_and_ends_the_same(keys, count, unbroken_of, tmp_pa
     "point",
     [
         "rename:rounds/1/masks.safetensors:before",
-        "rename:rounds/2/masks.safetensors:after",
-        "rename:run/plan.json:after",
+        pytest.param("rename:rounds/2/masks.safetensors:after", marks=SLOW),
+        pytest.param("rename:run/plan.json:after", marks=SLOW),
         pytest.param("rename:rounds/1/blocks/001.safetensors:before", marks=SLOW),
         pytest.param("rename:rounds/2/plan.json:after", marks=SLOW),
         pytest.param("rename:run/model:before", marks=SLOW),

@@ -145,10 +145,10 @@ CASES = [
     pytest.param("in turn", 4, marks=SLOW),
     pytest.param("trained", 2, marks=SLOW),
     pytest.param("gradients", 3, marks=SLOW),
-    ("loss gradients", 2),
+    pytest.param("loss gradients", 2, marks=SLOW),
     ("weights", 2),
     pytest.param("weights of gradients", 2, marks=SLOW),
-    ("of others", 2),
+    pytest.param("of others", 2, marks=SLOW),
     ("no data", 2),
 ]
 

@@ -21,6 +21,7 @@ from ecoflap.core.record.evaluations import Evaluation, _digest, digests
 from ecoflap.plugins.datasets.image import Image
 from ecoflap.plugins.datasets.image_text import ImageText
 from ecoflap.plugins.datasets.text import Text
+from ecoflap.plugins.evaluators.perplexity import Perplexity
 
 
 @dataclass
@@ -221,6 +222,20 @@ def test_what_it_refuses_for_a_user_names_it_once(tmp_path):
                 tmp_path / "lines", "dense", nn.Identity(), LlamaAdapter(), ignore
             )
         assert list(refused.value.problems) == [told]
+
+
+@pytest.mark.parametrize(
+    ("said", "told"), [("a prompt is long", "perplexity: a prompt is long"), ("perplexity: so", "perplexity: so")]
+)
+def test_what_a_model_or_its_data_refuse_names_the_evaluator_that_asked(tmp_path, said, told):
+    def refuse(adapter, model, note):
+        raise DataError(said)
+        yield
+
+    spec = PartSpec("evaluator", "perplexity", {"data": refuse}, Perplexity)
+    with pytest.raises(EcoflapError) as refused:
+        Evaluation(spec).run(tmp_path / "lines", "dense", nn.Identity(), LlamaAdapter(), ignore)
+    assert list(refused.value.problems) == [told]
 
 
 def test_what_it_sets_in_the_tokenizer_is_its_own(tmp_path):

@@ -83,9 +83,9 @@ def test_a_hook_that_is_left_is_refused(tmp_path):
     [
         ("llama", {}, TWICE),
         ("llama", {"dtype": "bfloat16"}, ["reconstruct", {"use": Looks}]),
-        ("llama", {"dtype": "bfloat16", "compute": "model"}, TWICE),
-        ("llama-tied", {"dtype": "bfloat16", "compute": "float32"}, ["reconstruct", *TWICE]),
-        ("llama", {}, [{"use": Momentum}]),
+        pytest.param("llama", {"dtype": "bfloat16", "compute": "model"}, TWICE, marks=SLOW),
+        pytest.param("llama-tied", {"dtype": "bfloat16", "compute": "float32"}, ["reconstruct", *TWICE], marks=SLOW),
+        pytest.param("llama", {}, [{"use": Momentum}], marks=SLOW),
         ("gpt_oss", {"dtype": "bfloat16", "compute": "model"}, TWICE),
         pytest.param("gpt_oss", {}, TWICE, marks=SLOW),
         pytest.param("mixtral", {}, TWICE, marks=SLOW),
@@ -123,8 +123,8 @@ def unbroken(tmp_path_factory) -> Path:
         (0.0, "event:Progress refine:3", [1, 2, 3, 0, 1, 2, 3]),  # whose second step is not kept yet
         pytest.param(1e9, "event:Progress refine:6", [0, 1, 2, 3], marks=SLOW),
         pytest.param(0.0, "event:Progress refine:7", [1, 2, 3], marks=SLOW),
-        (1e9, "rename:refined/shards/000.safetensors:before", [0, 1, 2, 3]),
-        (0.0, "rename:refined/shards/001.safetensors:before", [2, 3]),
+        pytest.param(1e9, "rename:refined/shards/000.safetensors:before", [0, 1, 2, 3], marks=SLOW),
+        pytest.param(0.0, "rename:refined/shards/001.safetensors:before", [2, 3], marks=SLOW),
         (0.0, "rename:refined/shards/001.safetensors:after", [2, 3]),
         (0.0, "event:StageStarted save:1", [2, 3]),
     ],
@@ -153,7 +153,7 @@ def test_it_is_that_of_several_processes_of_which_the_first_refines(unbroken, tm
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the system has no call for it")
-@pytest.mark.parametrize("number", [0, 40, 150])
+@pytest.mark.parametrize("number", [pytest.param(0, marks=SLOW), 40, pytest.param(150, marks=SLOW)])
 def test_a_disk_that_fills_meanwhile_is_said_and_the_run_goes_on_later(unbroken, tmp_path, monkeypatch, number):
     """While masks are unpacked, of which there are 14; while gradients are put away; and in the second refiner."""
     recipe, folder, taken = recipe_with(TWICE, tmp_path), tmp_path / "run", []
@@ -210,7 +210,10 @@ class Looks:
 
 
 @LINUX
-@pytest.mark.parametrize(("kind", "dtype"), [("llama", "bfloat16"), ("llama", "float32"), ("gpt_oss", "bfloat16")])
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [*(pytest.param("llama", dtype, marks=SLOW) for dtype in ("bfloat16", "float32")), ("gpt_oss", "bfloat16")],
+)
 def test_nothing_that_is_as_large_as_the_model_lies_in_memory(tmp_path, monkeypatch, kind, dtype):
     """Behind another refiner: before that, what weights were is read from the model's own files."""
     monkeypatch.setattr(Looks, "held", {})

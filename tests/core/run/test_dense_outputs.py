@@ -114,13 +114,18 @@ def unbroken(finished, tmp_path):
     "point",
     [
         "event:StageFinished evaluate dense:1",
-        "rename:KL:before",
         "rename:KL:after",
-        "rename:AGREEMENT:after",
         "event:StageFinished evaluate dense:3",
-        "rename:run/model:after",
         "event:StageFinished evaluate pruned:2",
-        "rename:report.json:before",
+        *(
+            pytest.param(point, marks=pytest.mark.slow)
+            for point in (
+                "rename:KL:before",
+                "rename:AGREEMENT:after",
+                "rename:run/model:after",
+                "rename:report.json:before",
+            )
+        ),
     ],
 )
 def test_a_run_that_is_killed_between_goes_on_to_the_same_bits(finished, comparing, killer, lasting, tmp_path, point):
@@ -164,7 +169,7 @@ def test_of_a_finished_run_it_may_be_deleted(unbroken, comparing, heard_by):
     verify(unbroken)
 
 
-@pytest.mark.parametrize("damage", ["a bit", "its end", "another"])
+@pytest.mark.parametrize("damage", ["a bit", pytest.param("its end", marks=pytest.mark.slow), "another"])
 def test_what_was_edited_or_cut_off_is_refused_by_name(half_done, comparing, damage):
     agreement, kl = files(half_done)
     whole = kl.read_bytes()

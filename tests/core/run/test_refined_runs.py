@@ -34,11 +34,16 @@ def unbroken(plain, tmp_path_factory, lasting):
     "point",
     [
         "event:Refined :2",
-        "rename:blocks/001.safetensors:before",
         "rename:blocks/001.safetensors:after",
-        "event:StageStarted refine:1",
         "event:Refined :4",
-        "rename:masks.safetensors:after",
+        *(
+            pytest.param(point, marks=pytest.mark.slow)
+            for point in (
+                "rename:blocks/001.safetensors:before",
+                "event:StageStarted refine:1",
+                "rename:masks.safetensors:after",
+            )
+        ),
     ],
 )
 def test_a_killed_run_goes_on_and_ends_the_same(recipe, unbroken, lasting, killer, tmp_path, point):

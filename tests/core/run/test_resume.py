@@ -66,12 +66,10 @@ def unbroken(plain, tmp_path_factory, lasting):
     return lasting(ecoflap.run(plain(export=EXPORTED), folder=tmp_path_factory.mktemp("unbroken") / "run").folder)
 
 
-EVERY_SECOND = [
-    pytest.param(point, marks=pytest.mark.slow if number % 2 else ()) for number, point in enumerate(POINTS)
-]
+EVERY_THIRD = [pytest.param(point, marks=pytest.mark.slow if number % 3 else ()) for number, point in enumerate(POINTS)]
 
 
-@pytest.mark.parametrize("point", EVERY_SECOND)
+@pytest.mark.parametrize("point", EVERY_THIRD)
 def test_a_killed_run_goes_on_and_ends_the_same(recipe, unbroken, lasting, killer, tmp_path, point):
     folder = tmp_path / "run"
     assert in_a_fork(killer(point), lambda: ecoflap.run(recipe, folder=folder)) == -signal.SIGKILL
@@ -84,7 +82,9 @@ def test_a_killed_run_goes_on_and_ends_the_same(recipe, unbroken, lasting, kille
     assert list(run.report.bytes) == ["model", "safetensors", "hugging_face"]
 
 
-@pytest.mark.parametrize("point", ["event:Progress score:2", "event:Progress score:3", "rename:plan.json:before"])
+@pytest.mark.parametrize(
+    "point", ["event:Progress score:3", pytest.param("rename:plan.json:before", marks=pytest.mark.slow)]
+)
 def test_curves_last_like_any_score(plain, lasting, killer, tmp_path, point):
     recipe = plain(score={"use": "sensitivity", "samples": 2})
     whole = lasting(ecoflap.run(recipe, folder=tmp_path / "unbroken").folder)
@@ -227,7 +227,11 @@ def test_two_processes_in_one_folder(recipe, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "what", ["recipe.yaml", "scores.jsonl", "plan.json", "001.safetensors", "masks", "model", "exports", "report.json"]
+    "what",
+    [
+        *("scores.jsonl", "001.safetensors", "model", "report.json"),
+        *(pytest.param(one, marks=pytest.mark.slow) for one in ("recipe.yaml", "plan.json", "masks", "exports")),
+    ],
 )
 def test_a_full_disk_loses_nothing(recipe, unbroken, lasting, tmp_path, monkeypatch, what):
     folder, sync = tmp_path / "run", os.fsync

@@ -41,17 +41,22 @@ def kept(masks):
     [
         {},
         {"prune": "magnitude"},
-        {"prune": {"use": "wanda", "compare": "layer"}},
         {"prune": {"use": "sparsegpt", "block_size": 7}},
-        {"prune": "admm"},
         {"prune": {"use": "refit", "inner": {"use": "swap", "inner": "wanda"}}},
-        {"prune": {"use": "by_metric", "metric": "ria"}},
         {"score": None, "allocate": {"use": "atp", "beta": 0.1}},
         {"score": {"use": "sensitivity", "samples": 2, "levels": [0.5, 0.7]}},
-        {"score": {"use": "zeroth_order", "samples": 2, "granularity": "layer"}},
         {"score": {"use": "weight_metric", "metric": "magnitude_gradient"}},
         {"score": {"use": "weight_metric", "metric": "wanda", "granularity": "block"}, "prune": "magnitude"},
         {"score": None, "allocate": {"use": "best_of", "of": ["uniform", {"use": "atp", "beta": 0.1}]}},
+        *(
+            pytest.param(keys, marks=pytest.mark.slow)
+            for keys in (
+                {"prune": {"use": "wanda", "compare": "layer"}},
+                {"prune": "admm"},
+                {"prune": {"use": "by_metric", "metric": "ria"}},
+                {"score": {"use": "zeroth_order", "samples": 2, "granularity": "layer"}},
+            )
+        ),
     ],
     ids=str,
 )
@@ -221,7 +226,7 @@ def unbroken_of(tmp_path_factory):
 @pytest.mark.parametrize(
     ("pruner", "point"),
     [
-        *(pytest.param("wanda", point, marks=() if number % 3 else SLOW) for number, point in enumerate(POINTS)),
+        *(pytest.param("wanda", point, marks=SLOW if number % 3 else ()) for number, point in enumerate(POINTS)),
         *(pytest.param("admm", point, marks=SLOW) for point in POINTS[2:7:2]),
         ("global gradient", "rename:rounds/2/blocks/000.safetensors:after"),
     ],

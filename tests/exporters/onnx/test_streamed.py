@@ -99,10 +99,16 @@ def exported(model, adapter, masks, folder, offloaded, **how):
 
 NARROWED = {"values": "float16", "lossy": True, "tolerance": 1.0}
 CASES = [
-    ({}, torch.float32, True), ({}, torch.bfloat16, False), ({"weights": "dense"}, torch.bfloat16, False),
-    ({"weights": "packed_op"}, torch.bfloat16, True), ({"weights": "coo"}, torch.float32, False),
-    ({"weights": "coo"}, torch.bfloat16, True), ({"form": "inline"}, torch.bfloat16, False),
+    ({}, torch.float32, True), ({"weights": "packed_op"}, torch.bfloat16, True),
+    ({"weights": "coo"}, torch.float32, False), ({"form": "inline"}, torch.bfloat16, False),
     (NARROWED, torch.float32, False),
+    *(
+        pytest.param(*case, marks=pytest.mark.slow)
+        for case in (
+            ({}, torch.bfloat16, False), ({"weights": "dense"}, torch.bfloat16, False),
+            ({"weights": "coo"}, torch.bfloat16, True),
+        )
+    ),
 ]  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import yaml
 from exported import bits, half_pruned
 from hypothesis import given
 from hypothesis import strategies as st
-from table import ROWS
+from table import ROWS, marked
 from torch import nn
 
 import ecoflap
@@ -75,7 +75,7 @@ def exported(name: str, form: str, folder: Path, known: Provenance | None = None
 
 
 @pytest.mark.parametrize("form", EXPORTERS)
-@pytest.mark.parametrize("name", [name for name in ROWS if ROWS[name].is_whole_on_disk])
+@pytest.mark.parametrize("name", marked(name for name in ROWS if ROWS[name].is_whole_on_disk))
 def test_its_code_loads_the_model(name: str, form: str, folder: Path, monkeypatch: pytest.MonkeyPatch):
     pruned, card = exported(name, form, folder)
     (code,) = re.findall(r"^```python\n(.*?)^```", card, flags=re.MULTILINE | re.DOTALL)

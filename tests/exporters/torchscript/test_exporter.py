@@ -17,7 +17,7 @@ import torch
 from exported import view_of
 from hypothesis import given
 from hypothesis import strategies as st
-from table import ROWS, marked
+from table import ALIKE, ROWS, SHARING, marked
 from torch import Tensor, nn
 
 from ecoflap.core.contracts.plan_context import PlanContext
@@ -176,7 +176,7 @@ def test_it_is_an_exporter():
     assert torchscript.ecoflap_register_exporters() == {"torchscript": TorchScript}
 
 
-@pytest.mark.parametrize("name", marked(sorted(ROWS)))
+@pytest.mark.parametrize("name", marked(sorted(ROWS), ALIKE | SHARING))
 def test_every_family(name, tmp_path):
     given = pruned_row(name)
     model, adapter = given.model, given.adapter
@@ -200,7 +200,7 @@ def prod_of(shape: tuple[int, ...]) -> int:
     return int(torch.tensor(shape).prod())
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float16, marks=pytest.mark.slow), torch.bfloat16])
 @pytest.mark.parametrize("name", sorted({"llama-tied", "t5", "open_clip", "timm_eva02", "lavis EVA-ViT"} & set(ROWS)))
 def test_sixteen_bits_stay_sixteen_bits(name, dtype, tmp_path):
     written = TorchScript()(pruned_row(name, dtype), tmp_path)

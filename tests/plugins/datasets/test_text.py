@@ -1,5 +1,6 @@
 import gzip
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,13 @@ import pytest
 import torch
 from plan_contexts import context
 
+import ecoflap
 from ecoflap.adapters.llama import LlamaAdapter
+from ecoflap.core.cli.plan_report import plan_tables
 from ecoflap.core.contracts.protocols import Dataset, ignore
-from ecoflap.core.errors import DataError
+from ecoflap.core.errors import DataError, RecipeError
+from ecoflap.core.recipe.load import load_recipe
+from ecoflap.core.registry.registry import load_registry
 from ecoflap.plugins.datasets.shared import text_files
 from ecoflap.plugins.datasets.text import Text, _passed_over
 
@@ -171,7 +176,7 @@ def test_what_ships(windows: Callable[[Text], list[list[int]]]):
 
 
 def test_what_ships_is_clean():
-    documents = Text()._documents()
+    documents = Text()._documents(ignore)
     assert len(documents) > 20
     assert not [mark for mark in ("[[", "{{", "}}", "<ref", "&nbsp", "==", "|") for text in documents if mark in text]
 
@@ -202,6 +207,64 @@ def test_a_data_set_that_was_saved(tmp_path: Path, windows: Callable[[Text], lis
     assert windows(text) == [[6, 7, 8]]
     with pytest.raises(DataError, match=r"^text: dataset .* has no split 'tests'\. Did you mean 'test'\?"):
         windows(Text(dataset=str(tmp_path / "saved"), split="tests"))
+
+
+def test_rows_that_hold_nothing_are_counted(
+    pico_llama: Callable[..., Any], pico_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+):
+    datasets = pytest.importorskip("datasets")
+    table = datasets.Dataset.from_dict({"text": ["the of and", None, "", "in to a", None]})
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: table)
+    adapter, notes = LlamaAdapter(), list[str]()
+    adapter.processor = pico_tokenizer
+    text = Text(dataset="org/words", order="consecutive", samples=2, sequence_length=3)
+    assert len(list(text(adapter, pico_llama(layers=1), notes.append))) == 2
+    assert notes == ["text: 2 of 5 rows of dataset 'org/words' hold nothing in 'text', and are left out"]
+
+
+def test_tables_are_read_by_dataset(tmp_path: Path, windows: Callable[[Text], list[list[int]]]):
+    datasets = pytest.importorskip("datasets")
+    table = datasets.Dataset.from_dict({"text": ["the of and in to a"]})
+    table.save_to_disk(tmp_path / "saved")
+    table.to_parquet(tmp_path / "rows.parquet")
+    for path in (tmp_path / "saved", tmp_path / "rows.parquet"):
+        (said,) = Text(path=path).problems(context())
+        assert said == f"text: {path} is a table: it is read by dataset: {path} in place of path."
+        assert windows(Text(dataset=path, order="consecutive", samples=1, sequence_length=3)) == [[3, 4, 5]]
+        assert [file.is_file() for file in Text(dataset=path).files()]
+
+
+@pytest.mark.parametrize("name", ["./saved", "../recipes/saved", "{folder}/saved"])
+def test_a_local_data_set_is_relative_to_the_recipe_and_looked_at_by_a_plan(
+    name: str, tmp_path: Path, pico_llama_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    datasets = pytest.importorskip("datasets")
+    folder, elsewhere = tmp_path / "recipes", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    datasets.Dataset.from_dict({"text": [words(0, 40)] * 4}).save_to_disk(folder / "saved")
+    (folder / "recipe.yaml").write_text(
+        f"""version: 1
+model: {pico_llama_folder}
+calibration:
+  use: text
+  dataset: {name.format(folder=folder)}
+  samples: 2
+  sequence_length: 8
+sparsity: 0.5
+prune: wanda
+"""
+    )
+    monkeypatch.chdir(elsewhere)
+    recipe = load_recipe(folder / "recipe.yaml", registry=load_registry())
+    spec = recipe.calibration.data
+    assert spec.parameters["dataset"] == folder / "saved"
+    assert not spec.options.fetches
+    run = ecoflap.run(recipe, folder=tmp_path / "run")
+    again = load_recipe(run.folder / "recipe.yaml", registry=load_registry())
+    assert again.calibration.data.parameters["dataset"] == folder / "saved"
+    shutil.rmtree(folder / "saved")
+    with pytest.raises(RecipeError, match=r"calibration: text: .*saved does not exist\."):
+        plan_tables(recipe, load_registry())
 
 
 def test_hub_dataset_out_of_reach(windows: Callable[[Text], list[list[int]]], monkeypatch: pytest.MonkeyPatch):

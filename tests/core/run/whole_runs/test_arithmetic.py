@@ -69,12 +69,12 @@ IN_MEMORY, ON_THE_DISK = "in memory", "on the disk"
 
 
 def ways() -> list[Any]:
-    """Each way in each place: by turns one is tried always, and the other with what takes long."""
-    turns = [(IN_MEMORY, ON_THE_DISK), (ON_THE_DISK, IN_MEMORY)] * 3
+    """Each way in each place: three of them are tried always, and the rest with what takes long."""
+    always = {("scored by zeroth order", IN_MEMORY), ("in rounds", ON_THE_DISK), ("step by step", ON_THE_DISK)}
     return [
-        pytest.param(how, place, marks=marks)
-        for how, places in zip(PRUNED, turns, strict=True)
-        for place, marks in zip(places, ((), pytest.mark.slow), strict=True)
+        pytest.param(how, place, marks=() if (how, place) in always else pytest.mark.slow)
+        for how in PRUNED
+        for place in (IN_MEMORY, ON_THE_DISK)
     ]
 
 

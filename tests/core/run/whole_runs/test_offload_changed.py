@@ -45,8 +45,8 @@ def killed(recipe: dict[str, Any], point: str, folder: Path) -> None:
     [
         (None, "disk", SCORING, False),
         pytest.param(None, "disk", FIRST + "before", False, marks=pytest.mark.slow),
-        (None, "disk", SAVED, False),
-        (None, "disk", TRYING, True),
+        pytest.param(None, "disk", SAVED, False, marks=pytest.mark.slow),
+        pytest.param(None, "disk", TRYING, True, marks=pytest.mark.slow),
         pytest.param("disk", "cpu", SCORING, True, marks=pytest.mark.slow),
         ("disk", "cpu", FIRST + "before", False),  # its weights were written before
         ("disk", None, SAVED, True),
@@ -70,7 +70,7 @@ def test_it_goes_on_to_the_same_bits(before, after, point, is_tried, unbroken, t
     ("before", "after", "point", "is_tried"),
     [
         (None, "disk", FIRST + "after", False),
-        ("disk", None, FIRST + "after", True),  # of a trial in the first round
+        pytest.param("disk", None, FIRST + "after", True, marks=pytest.mark.slow),  # of a trial in the first round
         ("disk", "cpu", "rename:run/plan.json:before", True),  # behind the first round
         ("cpu", "disk", SAVING, False),
     ],

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.contracts.protocols import ignore
@@ -104,7 +106,7 @@ def test_a_document_that_is_drawn_again_is_not_tokenised_again():
 
     documents = ["a b c d e f g h", "a b", "i j k l a b c d e"]
     cut = TokenWindows(listening, (), 4)
-    windows = [window.tolist() for window in cut.random(documents, 40, seed=3)]
+    windows = [window.tolist() for window in cut.random(documents, 40, seed=3, note=ignore)]
     assert sorted(asked) == sorted(documents)
     # as it was written before: each drawn document is tokenised when it is drawn
     random, candidates, expected = Random(3), [0, 1, 2], list[list[int]]()
@@ -204,3 +206,59 @@ def test_a_text_that_fills_no_window_at_all_is_to_be_longer():
     windows = TokenWindows.of(reading(tokenizer("$A")), "auto", 16)
     with pytest.raises(DataError, match=r"all of it is 1 tokens, and one window needs 16\. Give more text\.$"):
         list(windows.consecutive(["a"], None, spread=False))
+
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+
+
+@settings(max_examples=300)
+@given(TEXTS, st.sampled_from(["NFKC", "NFKD", "NFD", "BertNormalizer", None]), st.booleans())
+@example("\ufdfa" * 3, "NFKD", False)
+@example("\u0390", "NFD", True)
+def test_no_text_has_more_tokens_than_is_taken_to_be_possible(text: str, name: str | None, begins: bool):
+    """Byte by byte, after what a tokenizer writes in full, and with a sign put before it."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+    letters = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    byte_by_byte = Tokenizer(models.BPE(letters, []))
+    steps = [
+        normalizers.Replace(" ", "\u2581"),
+        *([getattr(normalizers, name)()] if name else []),
+        *([normalizers.Prepend("\u2581")] if begins else []),
+    ]
+    byte_by_byte.normalizer = normalizers.Sequence(steps)
+    byte_by_byte.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=begins)
+    assert len(byte_by_byte.encode(text, add_special_tokens=False).ids) <= token_windows._tokens_at_most(text)
+
+
+def test_what_is_surely_too_short_is_not_tokenised():
+    letters, asked = tokenizer(), list[str]()
+
+    def listening(text: str, **keys: Any) -> Any:
+        asked.append(text)
+        return letters(text, **keys)
+
+    documents = [*["a b c"] * 300, " ".join("abcdefghijkl" * 4)]
+    cut, notes = TokenWindows(listening, (), 40), list[str]()
+    assert len(list(cut.random(documents, 9, seed=1, note=notes.append))) == 9
+    assert asked == documents[-1:]
+    (said,) = notes
+    assert said.startswith("text: all windows are of 1 of the documents, for ")
+    assert said.endswith("than a window of 40 tokens. Lower sequence_length, or set order: spread, which joins them")
+    assert len(list(cut.random(documents[:-1], 9, seed=1, note=notes.append))) == 9  # of all, joined
+    assert len(notes) == 1
+
+
+@pytest.mark.parametrize(("short", "said"), [(8, 0), (11, 1)])
+def test_windows_of_few_documents_are_told_of(short: int, said: int):
+    notes = list[str]()
+    cut = TokenWindows(tokenizer(), (), 4)
+    documents = [*["a b"] * short, "c d e f g h"]
+    for seed in range(200):  # until it comes last
+        drawn = cut.random(documents, 2, seed, notes.append)
+        next(drawn)
+        assert notes == []
+        next(drawn)  # nobody has to ask for more
+        if notes:
+            break
+    assert len(notes) == said
