@@ -39,7 +39,10 @@ from ecoflap.exporters.shared.seen_inputs import seen_inputs
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 """Names that PEFT looks for."""
 _SOLVING = 6  # numbers in float64 for each of inputs · (inputs + outputs), measured
-_NO_DATA = "eora needs to know what layers are fed, and there is no calibration data. Add calibration: to the recipe"
+_NO_DATA = (
+    "eora needs to know what layers are fed, and there is no calibration data. Add calibration: to the recipe, and "
+    "prune by it in a new folder where this one is finished"
+)
 _NO_LINEAR = "it corrects a torch.nn.Linear, and none of the matrices that are pruned is one. Leave it out of export"
 _NO_DENSE = "eora needs the dense weights once more, and a model in memory was pruned in place. Give its folder instead"
 

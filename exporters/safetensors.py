@@ -69,7 +69,7 @@ class Safetensors:
         save_surroundings(pruned, folder)
         written = save_packed(folder / FILE, state, pruned.parameter_masks, shard_bytes=self.shard_bytes)
         contents = _check(folder / FILE, state)
-        notes = add_card(pruned, folder, "packed")
+        notes = add_card(pruned, folder, "packed", is_smaller=contents.bytes_packed < contents.bytes_dense)
         files = tuple(sorted(path for path in folder.rglob("*") if path.is_file()))
         stored = sum(path.stat().st_size for path in files if is_weights(path.name))
         check = Check(written[-1].name, "model", "safetensors", 0.0, 0.0)

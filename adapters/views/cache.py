@@ -50,8 +50,13 @@ PLAIN = ("DynamicLayer", "DynamicSlidingWindowLayer")
 which is to save memory: the model's mask leaves them out, too, where they are there."""
 
 
+NOTHING = "the model gives back nothing that it keeps of a text"
+
+
 def kept_in(cache: Any) -> Keeping:
     """Read off a cache that a model left what each of its layers keeps of a token, or why that is not to be had."""
+    if cache is None:
+        return Keeping(why_not=NOTHING)
     if type(cache).__name__ != "DynamicCache":
         return Keeping(why_not=f"the model keeps a {type(cache).__name__} of a text, {GROWING}")
     kinds = [type(layer).__name__ for layer in getattr(cache, "layers", ())]
@@ -68,8 +73,8 @@ def kept_in(cache: Any) -> Keeping:
 def kept_in_both(cache: Any) -> tuple[Keeping, Keeping]:
     """Say what a decoder keeps of its own text and of the encoder's; nothing of either where one is not to be had."""
     if type(cache).__name__ != "EncoderDecoderCache":
-        neither = Keeping(why_not=f"the model keeps a {type(cache).__name__} of its texts, {GROWING}")
-        return neither, neither
+        why_not = NOTHING if cache is None else f"the model keeps a {type(cache).__name__} of its texts, {GROWING}"
+        return Keeping(why_not=why_not), Keeping(why_not=why_not)
     own, other = kept_in(cache.self_attention_cache), kept_in(cache.cross_attention_cache)
     if own.kept and other.kept:
         return own, other
@@ -92,8 +97,8 @@ def cache_argument(model: nn.Module) -> str:
 
 
 def cache_of(output: Any) -> Any:
-    """Give the cache of what a model gave, which is called ``cache`` since transformers 5.20."""
-    return output.cache if hasattr(output, "cache") else output.past_key_values
+    """Give the cache of what a model gave, called ``cache`` since transformers 5.20; None where there is none."""
+    return output.cache if hasattr(output, "cache") else getattr(output, "past_key_values", None)
 
 
 def past_names(begins: str, layers: int, side: str = "") -> list[str]:

@@ -209,7 +209,11 @@ def _words(stack: Any, model: nn.Module) -> Tensor:
 
 
 def _given(hidden: Tensor) -> Any:
-    """Hold what an encoder gave as transformers' own does; some decoders look at it by name, others by number."""
-    from transformers.modeling_outputs import BaseModelOutput
+    """Hold what an encoder gave as transformers' own does; some decoders look at it by name, others by number.
 
-    return BaseModelOutput(last_hidden_state=hidden)
+    One of experts looks for what their routers gave, too.
+    """
+    from transformers import modeling_outputs
+
+    kind = getattr(modeling_outputs, "MoEModelOutput", modeling_outputs.BaseModelOutput)
+    return kind(last_hidden_state=hidden)

@@ -86,7 +86,7 @@ class Verified:
 
 
 def verify(folder: Path) -> Verified:
-    """Check every byte of a run's folder, a sweep's, an export's, or a run's ``model/``.
+    """Check every byte of a run's folder, a sweep's, an export's, or a run's ``model/`` or ``exports/``.
 
     :raises FormatError: With every file that is not what was written, and in what it differs.
     :raises RunError: Where nothing in the folder was written by ecoflap.
@@ -110,8 +110,15 @@ def _folder(folder: Path, found: Verified, deep: int = 0) -> None:
         _run_at_rest(RunFolder(folder), found)
     elif lexists(folder / SWEEP):
         _sweep(folder, found)
+    elif not deep and _run_of(folder).exports == folder.absolute() and is_run(_run_of(folder)):
+        _exports(_run_of(folder), found)
     else:
         _others(folder, (), found, deep)
+
+
+def _run_of(exports: Path) -> RunFolder:
+    """Give the folder that a folder of exports would be a run's in."""
+    return RunFolder(exports.absolute().parent)
 
 
 def _sweep(folder: Path, found: Verified) -> None:

@@ -144,6 +144,8 @@ class Onnx:
                 f"weights: {FORM} is an operator, which runs without ecoflap's library as a function of the file, and "
                 f"form: inline is for runtimes that know none. Use weights: bitmask for those."
             )
+        if self.weights in (COO, "dense") and self.form == "inline":
+            yield f"form: inline is a way to unpack weights: bitmask; weights: {self.weights} has none. Take it out."
         for key in ("values", "embeddings"):
             if getattr(self, key) == "int8" and self.weights != FORM:
                 yield (

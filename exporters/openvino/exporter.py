@@ -23,12 +23,15 @@ LIBRARIES = ("onnx", "onnxscript", "openvino")
 ROUNDED_TOLERANCE = 0.25
 """How far an output may be off that is computed of matrices in eight bits: what is wrong altogether is farther off."""
 
+USUAL_SMOOTHING = 0.8
+"""α as it is where nothing is said."""
+
 TIMES = 4
 """How often a view is in memory at once: 3.9 times, of a LLaMA of 404 million weights."""
 
 _NO_DATA = (
-    "activations: int8 needs to know how large inputs get, and there is no calibration data. Add calibration: to the "
-    "recipe, or leave inputs in floats with activations: float."
+    "activations: int8 needs to know how large inputs get, and there is no calibration data. Leave inputs in floats by "
+    "activations: float; or add calibration: to the recipe, and prune by it in a new folder where this one is finished."
 )
 
 
@@ -54,7 +57,7 @@ class OpenVino:
     views: tuple[str, ...] | None = None
     weights: Literal["int8", "float"] = "int8"
     activations: Literal["int8", "float"] = "int8"
-    smoothing: float | None = 0.8
+    smoothing: float | None = USUAL_SMOOTHING
     tolerance: float | None = None
 
     def predicted_bytes(self, view: ViewSize) -> int:
@@ -96,6 +99,9 @@ class OpenVino:
             yield f"the exporter openvino needs {', '.join(absent)}: pip install 'ecoflap[openvino]'."
         if self.smoothing is not None and not 0 <= self.smoothing <= 1:
             yield f"smoothing {self.smoothing} is no share: write 0 to 1, such as 0.8, or null for none."
+        if not self._rounds_inputs and self.smoothing not in (None, USUAL_SMOOTHING):
+            floats = "weights" if self.weights == "float" else "activations"
+            yield f"smoothing {self.smoothing} is of inputs that are rounded; by {floats}: float none is. Take it out."
         if self.tolerance is not None:
             yield from tolerance_problems(self.tolerance)
 

@@ -43,11 +43,12 @@ class MeasureRow(NamedTuple):
     better: str
 
 
-def write_card(pruned: PrunedModel, folder: Path, form: Form) -> Path:
+def write_card(pruned: PrunedModel, folder: Path, form: Form, *, is_smaller: bool = False) -> Path:
     """Write ``README.md``, which describes what else lies in a folder.
 
     It says what is known of the run that pruned the model, and without a run what the masks tell.
 
+    :param is_smaller: Whether the model takes fewer bytes there than the dense one.
     :return: The file.
     """
     known, base = pruned.provenance, _base(pruned)
@@ -59,6 +60,7 @@ def write_card(pruned: PrunedModel, folder: Path, form: Form) -> Path:
         "of_a_run": known is not None,
         "parts": list(_parts(known)),
         "form": form,
+        "is_smaller": is_smaller,
         "towers": towers,
         "sparsity": sparsity,
         "measures": list(_measures(known)),
@@ -69,13 +71,13 @@ def write_card(pruned: PrunedModel, folder: Path, form: Form) -> Path:
     return folder / CARD
 
 
-def add_card(pruned: PrunedModel, folder: Path, form: Form) -> tuple[str, ...]:
+def add_card(pruned: PrunedModel, folder: Path, form: Form, *, is_smaller: bool = False) -> tuple[str, ...]:
     """Write ``README.md`` as :func:`write_card` does, and lose nothing else where that fails.
 
     :return: A note where there is no card, with the reason; nothing where it was written.
     """
     try:
-        write_card(pruned, folder, form)
+        write_card(pruned, folder, form, is_smaller=is_smaller)
     except Exception as error:  # a template can raise anything, and hours of pruning may lie behind this
         (folder / CARD).unlink(missing_ok=True)
         return (f"its {CARD} could not be written: {sentence_of(error)}",)

@@ -1,6 +1,7 @@
 """The packed folder: what is in it, for every family."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,26 @@ def test_beside_the_weights_is_what_the_family_saves(
     written = beside(folder)
     assert written.pop(CARD)
     assert written == beside(tmp_path / "dense")
+
+
+def test_the_card_calls_it_smaller_where_it_is(folder: Path, tmp_path: Path):
+    """In float32 a bit for each weight is 3 % of it, so that of one zero in sixty-four nothing is packed."""
+    pruned = half_pruned(ANY)
+    written = Safetensors()(pruned, folder)
+    assert written.dense_bytes is not None
+    assert sum(file.stat().st_size for file in folder.glob("*.safetensors")) < written.dense_bytes
+    assert "**It is smaller, and not faster.**" in (folder / CARD).read_text()
+    few = {name: torch.ones_like(mask) for name, mask in pruned.masks.items()}
+    dense = ROWS[ANY].build()
+    with torch.no_grad():
+        for name, mask in few.items():
+            mask.view(-1)[::64] = False
+            dense.get_parameter(name).mul_(mask)
+    (tmp_path / "few").mkdir()
+    written = Safetensors()(replace(pruned, model=dense, masks=few), tmp_path / "few")
+    assert {tensor.form for tensor in written.tensors} == {"dense"}
+    card = (tmp_path / "few" / CARD).read_text()
+    assert "**It is neither smaller nor faster than the dense model.** So little of it is pruned" in card
 
 
 @pytest.mark.parametrize("name", sorted(ROWS))

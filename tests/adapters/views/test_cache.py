@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from ecoflap.adapters.views.cache import Keeping, Kept, in_cache, kept_in, kept_in_both
+from ecoflap.adapters.generic.causal_lm import CausalLMAdapter
+from ecoflap.adapters.views.cache import Keeping, Kept, cache_of, in_cache, kept_in, kept_in_both
 from ecoflap.adapters.views.view import EXAMPLES
 
 transformers = pytest.importorskip("transformers", minversion="5.0")
@@ -54,7 +55,7 @@ def test_a_layer_that_keeps_nothing_is_named():
 
 
 def test_caches_of_another_kind_are_named():
-    assert "the model keeps a NoneType of a text" in kept_in(None).why_not
+    assert "the model keeps a dict of a text" in kept_in({}).why_not
     own, other = kept_in_both(filled((2, 8, 8)))
     assert own == other
     assert "the model keeps a DynamicCache of its texts" in own.why_not
@@ -77,3 +78,19 @@ def test_examples_of_a_cache_have_its_shapes_and_no_two_are_equal():
     assert [tuple(one.shape) for one in drawn] == [(2, 2, 6, 8), (2, 2, 6, 4), (2, 1, 6, 3), (2, 1, 6, 3)]
     assert {one.dtype for one in drawn} == {torch.bfloat16}
     assert not torch.equal(drawn[2], drawn[3])
+
+
+def test_a_model_that_gives_no_cache_back_has_none():
+    found = Keeping(why_not="the model gives back nothing that it keeps of a text")
+    for output in (transformers.modeling_outputs.MaskedLMOutput(), transformers.modeling_outputs.BaseModelOutput()):
+        assert cache_of(output) is None
+        assert kept_in(cache_of(output)) == found
+        assert kept_in_both(cache_of(output)) == (found, found)
+
+
+def test_a_decoder_whose_output_has_none_is_exported_without(tmp_path):
+    """XLM's causal model gives what one of masked words gives."""
+    config = transformers.XLMConfig(vocab_size=50, emb_dim=32, n_layers=2, n_heads=2, mask_index=5)
+    model, adapter = transformers.XLMWithLMHeadModel(config).eval(), CausalLMAdapter()
+    assert [view.name for view in adapter.export_views(model)] == ["decoder"]
+    assert "nothing that it keeps" in adapter.views_refused(model, "onnx")["decoder_with_past"]

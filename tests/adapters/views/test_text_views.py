@@ -14,12 +14,15 @@ from pico_seq2seq import FAMILIES as PAIRS
 from table import GENERIC_ROWS
 from torch import Tensor
 
+from ecoflap.adapters.generic.seq2seq_lm import Seq2SeqLMAdapter
 from ecoflap.adapters.views.view import without
 from ecoflap.core.contracts.protocols import PrunedModel
 from ecoflap.core.contracts.records import View
 from ecoflap.exporters.torchscript.store import quiet
 
 pytest.importorskip("transformers", minversion="5.0", reason="before, models had caches of kinds of their own")
+
+from transformers import SwitchTransformersConfig, SwitchTransformersForConditionalGeneration
 
 VIEWS = {
     **dict.fromkeys(CAUSAL, ("decoder", "decoder_with_past")),
@@ -244,3 +247,13 @@ def longer(view: View, name: str) -> Tensor:
     """The first example, of 8 tokens, said again: four times, and twice where a cache makes it longer."""
     tensor, times, axes = view.inputs[name], 4 if len(view.inputs) <= 3 else 2, view.dynamic[name]
     return tensor.repeat([times if axes.get(axis, "batch") != "batch" else 1 for axis in range(tensor.ndim)])
+
+
+def test_a_decoder_of_experts_that_reads_an_encoder_is_run_as_its_model_runs_it():
+    """It asks the encoder for what its routers gave, and is refused for what it does itself."""
+    config = SwitchTransformersConfig(
+        vocab_size=50, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_decoder_layers=2, num_heads=4, num_experts=4,
+        num_sparse_encoder_layers=1, num_sparse_decoder_layers=1, decoder_start_token_id=0,
+    )  # fmt: skip
+    refused = Seq2SeqLMAdapter().views_refused(SwitchTransformersForConditionalGeneration(config).eval(), "onnx")
+    assert "a loop over the experts that a router chose" in refused["decoder"]

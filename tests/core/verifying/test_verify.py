@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 from sealed_by_hand import edit_sealed, read_lines, write_lines, write_sealed
@@ -111,6 +112,18 @@ def test_a_run_that_works_meanwhile_and_is_as_it_was_written_is_no_problem(folde
     size = found.bytes
     (folder / "report.html").unlink()
     assert 0 < found.bytes < size
+
+
+def test_the_exports_of_a_run_are_checked_by_their_records(folder, monkeypatch):
+    exports = folder / "exports"
+    monkeypatch.chdir(exports)
+    for named in (exports, Path()):
+        found = verify(named)
+        assert found.strangers == []
+        assert set(found.files) == {path for path in exports.rglob("*") if path.is_file()}
+    (exports / "safetensors" / "SHA256SUMS").write_text("")
+    with pytest.raises(FormatError, match=r"SHA256SUMS is not the list that safetensors\.json knows"):
+        verify(exports)
 
 
 def test_an_export_of_another_plan_is_told(folder):

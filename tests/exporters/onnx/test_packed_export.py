@@ -94,6 +94,9 @@ def test_a_form_without_functions_is_refused():
     exporter = Onnx(weights="packed_op", form="inline")
     (problem,) = exporter.problems(planned(model.model, model.adapter))
     assert "form: inline is for runtimes that know none. Use weights: bitmask" in problem
+    for weights in ("coo", "dense"):
+        (problem,) = Onnx(weights=weights, form="inline").problems(planned(model.model, model.adapter))
+        assert problem.endswith(f"a way to unpack weights: bitmask; weights: {weights} has none. Take it out.")
 
 
 def test_options_serve_one_session_only(tmp_path):

@@ -333,6 +333,10 @@ def test_a_plan_tells_what_is_wrong(monkeypatch):
     assert OpenVino().views_written(context("some")) == ["rows"]
     wrong = list(OpenVino(smoothing=2.0, tolerance=-1.0).problems(context("some")))
     assert [problem.partition(" ")[0] for problem in wrong] == ["smoothing", "tolerance"]
+    for floats in ({"weights": "float"}, {"activations": "float"}):
+        (problem,) = OpenVino(smoothing=0.5, **floats).problems(context("some"))
+        assert problem.endswith(f"; by {next(iter(floats))}: float none is. Take it out.")
+        assert list(OpenVino(smoothing=None, **floats).problems(context("some"))) == []
     monkeypatch.setattr(openvino_exporter, "find_spec", lambda name: None if name == "openvino" else SimpleNamespace())
     assert list(OpenVino().problems(context("some"))) == [
         "the exporter openvino needs openvino: pip install 'ecoflap[openvino]'."

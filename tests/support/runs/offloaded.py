@@ -33,7 +33,8 @@ def recipe_of(kind: str, folder: Path, **keys: Any) -> dict[str, Any]:
     text = {"use": "text", "path": str(folder / "text.txt"), "samples": 4, "sequence_length": 16}
     recipe = {
         "version": 1, "model": {"source": str(folder / "dense"), "offload": "disk"}, "calibration": text,
-        "sparsity": 0.5, "score": {"use": "zeroth_order", "samples": 2}, "allocate": "ecoflap", "prune": "sparsegpt",
+        "sparsity": 0.5, "score": {"use": "zeroth_order", "samples": 2, "granularity": "block"}, "allocate": "ecoflap",
+        "prune": "sparsegpt",
         "evaluate": {"use": "perplexity", "data": text}, "export": "safetensors",
     }  # fmt: skip
     return {key: value for key, value in {**recipe, **keys}.items() if value is not None}
