@@ -138,9 +138,9 @@ def check_length(
 
 def _of(sample: Sample) -> str:
     """Say which sample it is, by its question and the name that it has in its data; nothing where it has neither."""
-    name = "" if sample.id is None else f"{sample.id!r}"
-    said = [name, f"{cut(sample.question)!r}"] if sample.question else [name]
-    return f" ({': '.join(filter(None, said))})" if any(said) else ""
+    told = (sample.id, cut(sample.question or ""))
+    names = [repr(one) for one in told if one not in (None, "")]
+    return f" ({': '.join(names)})" if names else ""
 
 
 def distinct_images(samples: Sequence[Sample]) -> tuple[list[Sample], Int64[Tensor, " samples"]]:

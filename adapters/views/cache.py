@@ -50,15 +50,10 @@ PLAIN = ("DynamicLayer", "DynamicSlidingWindowLayer")
 which is to save memory: the model's mask leaves them out, too, where they are there."""
 
 
-NOTHING = "the model gives back nothing that it keeps of a text"
-
-
 def kept_in(cache: Any) -> Keeping:
     """Read off a cache that a model left what each of its layers keeps of a token, or why that is not to be had."""
-    if cache is None:
-        return Keeping(why_not=NOTHING)
     if type(cache).__name__ != "DynamicCache":
-        return Keeping(why_not=f"the model keeps a {type(cache).__name__} of a text, {GROWING}")
+        return _of_another_kind(cache, "a text")
     kinds = [type(layer).__name__ for layer in getattr(cache, "layers", ())]
     if strange := [kind for kind in kinds if kind not in PLAIN]:
         where = f"{len(strange)} of its {len(kinds)} layers"
@@ -73,13 +68,20 @@ def kept_in(cache: Any) -> Keeping:
 def kept_in_both(cache: Any) -> tuple[Keeping, Keeping]:
     """Say what a decoder keeps of its own text and of the encoder's; nothing of either where one is not to be had."""
     if type(cache).__name__ != "EncoderDecoderCache":
-        why_not = NOTHING if cache is None else f"the model keeps a {type(cache).__name__} of its texts, {GROWING}"
-        return Keeping(why_not=why_not), Keeping(why_not=why_not)
+        neither = _of_another_kind(cache, "its texts")
+        return neither, neither
     own, other = kept_in(cache.self_attention_cache), kept_in(cache.cross_attention_cache)
     if own.kept and other.kept:
         return own, other
     neither = Keeping(why_not=own.why_not or other.why_not)
     return neither, neither
+
+
+def _of_another_kind(cache: Any, read: str) -> Keeping:
+    """Say what a model keeps of what it read in the place of the cache that a view fills."""
+    if cache is None:
+        return Keeping(why_not="the model gives back nothing that it keeps of a text")
+    return Keeping(why_not=f"the model keeps a {type(cache).__name__} of {read}, {GROWING}")
 
 
 def has_cache(model: nn.Module) -> bool:

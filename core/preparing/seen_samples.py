@@ -5,8 +5,10 @@ what is read from no file, where they name one data set of the hub, or are one d
 those that say which of the rows are drawn and how they are shown. And where their portions overlap.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +27,46 @@ OF_THE_HUB = ("dataset", "config", "split")
 ALL = (0.0, 1.0)
 
 
+@dataclass(frozen=True)
+class _Data:
+    """Holds a dataset of a recipe with its place there, and asks once which files it reads."""
+
+    where: str
+    spec: PartSpec
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """Name the files that it reads, as it says itself; none where that fails, as a run says when it asks."""
+        with suppress(EcoflapError), blaming(f"the dataset {self.spec.use}, asked for its files,"):
+            return [Path(file).resolve() for file in self.spec.options.files() or ()]
+        return []
+
+    @cached_property
+    def by_size(self) -> Mapping[int, Sequence[Path]]:
+        """Sort its files by how many bytes they have."""
+        found: dict[int, list[Path]] = {}
+        for file in filter(Path.is_file, self.files):
+            found.setdefault(file.stat().st_size, []).append(file)
+        return found
+
+
 def seen_samples(recipe: Recipe) -> list[str]:
     """Say which data of an evaluation may be the samples that pruning looks at; no sentence where none are."""
-    data = [(where, spec) for where, spec in recipe.specs() if spec.kind == "dataset"]
-    measured = [(where, spec) for where, spec in data if is_within(where, ("evaluate",))]
-    looked_at = [(where, spec) for where, spec in data if is_within(where, ("calibration", "score"))]
+    data = [_Data(where, spec) for where, spec in recipe.specs() if spec.kind == "dataset"]
+    measured = [one for one in data if is_within(one.where, ("evaluate",))]
+    looked_at = [one for one in data if is_within(one.where, ("calibration", "score"))]
     found = []
-    for where, spec in measured:
-        place = next((place for place, other in looked_at if _draw_alike(spec, other)), None)
-        found += [_said(where, place, spec)] if place is not None else []
+    for one in measured:
+        place = next((other.where for other in looked_at if _draw_alike(one, other)), None)
+        found += [_said(one.where, place, one.spec)] if place is not None else []
     return found
 
 
-def _draw_alike(one: PartSpec, other: PartSpec) -> bool:
-    if not _overlap(_portion(one), _portion(other)):
+def _draw_alike(one: _Data, other: _Data) -> bool:
+    if not _overlap(_portion(one.spec), _portion(other.spec)):
         return False
-    is_one_dataset = one.use == other.use and _rows(one) == _rows(other)
-    return is_one_dataset or _is_one_of_the_hub(one, other) or _share_a_file(_files(one), _files(other))
+    is_one_dataset = one.spec.use == other.spec.use and _rows(one.spec) == _rows(other.spec)
+    return is_one_dataset or _is_one_of_the_hub(one.spec, other.spec) or _share_a_file(one, other)
 
 
 def _rows(data: PartSpec) -> Mapping[str, Any]:
@@ -53,28 +78,13 @@ def _is_one_of_the_hub(one: PartSpec, other: PartSpec) -> bool:
     return name[0] is not None and all(first == second for first, second in (name, *rest))
 
 
-def _files(data: PartSpec) -> list[Path]:
-    """Name the files that a dataset reads, as it says itself; none where that fails, as a run says when it asks."""
-    with suppress(EcoflapError), blaming(f"the dataset {data.use}, asked for its files,"):
-        return [Path(file).resolve() for file in data.options.files() or ()]
-    return []
-
-
-def _share_a_file(one: Sequence[Path], other: Sequence[Path]) -> bool:
+def _share_a_file(one: _Data, other: _Data) -> bool:
     """Say whether a file of one is a file of the other, or holds the same bytes. A folder is itself alone."""
-    if not set(one).isdisjoint(other):
+    if not set(one.files).isdisjoint(other.files):
         return True
-    sizes = [_by_size(files) for files in (one, other)]
-    common = (sizes[0].keys() & sizes[1].keys()) - {0}  # no other file is read
-    first, second = ({sha256_of(file) for size in common for file in files[size]} for files in sizes)
+    sizes = (one.by_size.keys() & other.by_size.keys()) - {0}  # no other file is read
+    first, second = ({sha256_of(file) for size in sizes for file in data.by_size[size]} for data in (one, other))
     return not first.isdisjoint(second)
-
-
-def _by_size(files: Iterable[Path]) -> dict[int, list[Path]]:
-    found: dict[int, list[Path]] = {}
-    for file in filter(Path.is_file, files):
-        found.setdefault(file.stat().st_size, []).append(file)
-    return found
 
 
 def _portion(data: PartSpec) -> Sequence[float]:

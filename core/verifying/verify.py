@@ -110,15 +110,16 @@ def _folder(folder: Path, found: Verified, deep: int = 0) -> None:
         _run_at_rest(RunFolder(folder), found)
     elif lexists(folder / SWEEP):
         _sweep(folder, found)
-    elif not deep and _run_of(folder).exports == folder.absolute() and is_run(_run_of(folder)):
-        _exports(_run_of(folder), found)
+    elif (run := _run_of(folder)) is not None:
+        _exports(run, found)
     else:
         _others(folder, (), found, deep)
 
 
-def _run_of(exports: Path) -> RunFolder:
-    """Give the folder that a folder of exports would be a run's in."""
-    return RunFolder(exports.absolute().parent)
+def _run_of(exports: Path) -> RunFolder | None:
+    """Give the run whose exports a folder holds; None where it is no such folder."""
+    run = RunFolder(exports.absolute().parent)
+    return run if run.exports == exports.absolute() and is_run(run) else None
 
 
 def _sweep(folder: Path, found: Verified) -> None:

@@ -321,7 +321,8 @@ def test_a_text_that_would_be_longer_than_the_model_takes_is_refused(name: str, 
     (said,) = one.says(Generation(fits, fits), [sample])
     assert len(said.tokens) == fits
     more, short = Generation(fits + 1, 0), replace(sample, question="w1", id=3)
-    with pytest.raises(DataError, match=rf"\('w1 w2 w3 w4 w5'\) and max_new_tokens: {fits + 1} are more than the 64 t"):
+    said = rf"\('w1 w2 w3 w4 w5'\) and max_new_tokens: {fits + 1} are more than the 64 tokens"
+    with pytest.raises(DataError, match=said):
         one.says(more, [short, sample])
     with pytest.raises(DataError, match=r"a prompt of \d+ tokens \(17: 'w1 w2 w3 w4 w5'\) and max_new_tokens"):
         one.says(more, [short, replace(sample, id=17)])

@@ -88,7 +88,7 @@ def test_a_model_that_gives_no_cache_back_has_none():
         assert kept_in_both(cache_of(output)) == (found, found)
 
 
-def test_a_decoder_whose_output_has_none_is_exported_without(tmp_path):
+def test_a_decoder_whose_output_has_none_is_exported_without():
     """XLM's causal model gives what one of masked words gives."""
     config = transformers.XLMConfig(vocab_size=50, emb_dim=32, n_layers=2, n_heads=2, mask_index=5)
     model, adapter = transformers.XLMWithLMHeadModel(config).eval(), CausalLMAdapter()
